@@ -1,0 +1,249 @@
+"""Every setting, with its type, default and unit. docs/settings.md and config/pymx.toml are generated from this file.
+
+The docstring of each section describes it; the comment text of a key is the `description` in its metadata. Names end
+in their unit: `_s` seconds, `_octets`, `_mb`. Values are checked for type by the loader and against each other by
+`pymx.config.check`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+Positive = Annotated[int, Meta(ge=1)]
+NonNegative = Annotated[int, Meta(ge=0)]
+
+
+def _doc(text: str) -> Meta:
+    return Meta(description=text)
+
+
+class Database(Struct, forbid_unknown_fields=True, frozen=True):
+    """Where domains, users and aliases are."""
+
+    url: Annotated[str, _doc("sqlite:///PATH or mysql://USER:PASSWORD@HOST[:PORT]/NAME[?unix_socket=PATH]")] = (
+        "sqlite:////var/lib/pymx/pymx.sqlite"
+    )
+    url_file: Annotated[str, _doc("a file that holds the url, for secrets; empty = use url")] = ""
+    pool_size: Annotated[Positive, _doc("connections kept open to MariaDB, per process")] = 4
+    cache_s: Annotated[NonNegative, _doc("how long a found recipient or account is remembered")] = 60
+    negative_cache_s: Annotated[NonNegative, _doc("how long an unknown one is")] = 10
+    cache_entries: Annotated[Positive, _doc("entries in that cache, per process")] = 20_000
+    timeout_s: Annotated[Positive, _doc("wait for an answer of the database")] = 5
+
+
+class Mail(Struct, forbid_unknown_fields=True, frozen=True):
+    """The mailboxes on disk."""
+
+    root: Annotated[str, _doc("mail lies in <root>/<domain>/<local-part>/")] = "/var/vmail"
+    layout: Annotated[Literal["maildir++", "fs"], _doc("folder layout, as the old server had it")] = "maildir++"
+    separator: Annotated[str, _doc("hierarchy separator that clients see; . or /")] = "."
+    prefix: Annotated[str, _doc("namespace prefix that clients see, such as INBOX.; empty = none")] = ""
+    index_dir: Annotated[str, _doc("where the index caches go; empty = beside the mail")] = ""
+    max_message_octets: Annotated[Positive, _doc("largest message accepted, in or out")] = 52_428_800
+    subaddress_delimiter: Annotated[str, _doc("alice+shop@ goes to alice@; empty = off")] = "+"
+    default_quota_mb: Annotated[NonNegative, _doc("mailbox limit in MiB where none is set; 0 = unlimited")] = 0
+    folders: Annotated[
+        dict[str, str], _doc("folders made and subscribed at first login, with their special use (RFC 6154)")
+    ] = field(
+        default_factory=lambda: {
+            "Drafts": "\\Drafts",
+            "Sent": "\\Sent",
+            "Junk": "\\Junk",
+            "Trash": "\\Trash",
+            "Archive": "\\Archive",
+        }
+    )
+    threads: Annotated[Positive, _doc("threads for deliveries and commands, per process")] = 4
+    bulk_threads: Annotated[Positive, _doc("threads for long mailbox work, per process")] = 2
+
+
+class Accounts(Struct, forbid_unknown_fields=True, frozen=True):
+    """Logins and addresses."""
+
+    postmaster: Annotated[str, _doc("where postmaster@ and abuse@ go when nothing else says so")] = ""
+    bcrypt_cost: Annotated[
+        Annotated[int, Meta(ge=4, le=16)], _doc("cost of new passwords; each step doubles the time")
+    ] = 10
+    login_cache_s: Annotated[NonNegative, _doc("how long a verified password is remembered, in memory only")] = 600
+    password_threads: Annotated[Positive, _doc("password checks at the same time, per process")] = 2
+    password_queue: Annotated[Positive, _doc("password checks waiting for their turn, per process")] = 100
+    max_alias_depth: Annotated[Positive, _doc("alias to alias to alias …, then it is a loop")] = 10
+    max_alias_targets: Annotated[Positive, _doc("addresses that one recipient may expand to")] = 100
+
+
+class Tls(Struct, forbid_unknown_fields=True, frozen=True):
+    """The server certificate."""
+
+    certificate: Annotated[str, _doc("PEM file with the chain; empty = no TLS, only for tests")] = ""
+    private_key: Annotated[str, _doc("PEM file with its key")] = ""
+    minimum: Annotated[Literal["1.2", "1.3"], _doc("lowest TLS version")] = "1.2"
+
+
+class Smtp(Struct, forbid_unknown_fields=True, frozen=True):
+    """Mail from other servers (port 25), and limits that hold for submission and LMTP too."""
+
+    listen: Annotated[list[str], _doc("addresses")] = field(default_factory=lambda: ["0.0.0.0:25", "[::]:25"])
+    max_connections: Annotated[Positive, _doc("sessions at the same time, per process and listener")] = 500
+    max_connections_per_ip: Annotated[Positive, _doc("of them from one address (IPv6: one /64)")] = 50
+    max_recipients: Annotated[Positive, _doc("recipients of one message")] = 100
+    max_errors: Annotated[Positive, _doc("refused commands in one session, then 421")] = 20
+    max_commands: Annotated[Positive, _doc("commands in one session, then 421")] = 10_000
+    max_header_octets: Annotated[Positive, _doc("size of a message's header block")] = 1_048_576
+    max_received: Annotated[Positive, _doc("Received fields in a message, then it is a loop")] = 100
+    command_timeout_s: Annotated[Positive, _doc("wait for a command (RFC 5321 s. 4.5.3.2.7)")] = 300
+    data_timeout_s: Annotated[Positive, _doc("wait for the next block of a message")] = 180
+    session_timeout_s: Annotated[Positive, _doc("longest session")] = 3600
+    min_data_rate_octets: Annotated[NonNegative, _doc("slowest message transfer in octets a second, over a minute")] = (
+        100
+    )
+    memory_octets: Annotated[Positive, _doc("a message body is in memory up to this size, in a file above it")] = (
+        262_144
+    )
+
+
+class Submission(Struct, forbid_unknown_fields=True, frozen=True):
+    """Mail from our own users."""
+
+    listen_tls: Annotated[list[str], _doc("addresses with implicit TLS")] = field(
+        default_factory=lambda: ["0.0.0.0:465", "[::]:465"]
+    )
+    listen_starttls: Annotated[list[str], _doc("addresses with STARTTLS")] = field(
+        default_factory=lambda: ["0.0.0.0:587", "[::]:587"]
+    )
+    strip_fields: Annotated[list[str], _doc("header fields taken out of submitted mail")] = field(
+        default_factory=lambda: ["Bcc", "Received", "X-Originating-IP", "X-Mailer", "User-Agent"]
+    )
+    repair: Annotated[
+        bool, _doc("mend bare line ends, long lines and undeclared 8-bit headers instead of refusing")
+    ] = True
+
+
+class Imap(Struct, forbid_unknown_fields=True, frozen=True):
+    """Mailbox access."""
+
+    listen_tls: Annotated[list[str], _doc("addresses with implicit TLS")] = field(
+        default_factory=lambda: ["0.0.0.0:993", "[::]:993"]
+    )
+    listen_starttls: Annotated[list[str], _doc("addresses with STARTTLS, for clients that need port 143")] = field(
+        default_factory=list
+    )
+    max_connections: Annotated[Positive, _doc("sessions at the same time, per process and listener")] = 5000
+    max_connections_per_ip: Annotated[Positive, _doc("of them from one address (IPv6: one /64)")] = 100
+    login_timeout_s: Annotated[Positive, _doc("time for a login")] = 60
+    idle_timeout_s: Annotated[
+        Annotated[int, Meta(ge=1800)], _doc("silence before a session ends (RFC 3501 s. 5.4: at least 30 min)")
+    ] = 1860
+    max_line_octets: Annotated[Positive, _doc("length of a command without its literals")] = 65_536
+    max_errors: Annotated[Positive, _doc("bad commands in one session, then BYE")] = 20
+
+
+class Lmtp(Struct, forbid_unknown_fields=True, frozen=True):
+    """Local delivery for other programs (RFC 2033)."""
+
+    listen: Annotated[list[str], _doc("unix:PATH or an address; empty = off")] = field(default_factory=list)
+
+
+class Control(Struct, forbid_unknown_fields=True, frozen=True):
+    """The socket that pymxctl talks to."""
+
+    socket: Annotated[str, _doc("path; its directory is made with mode 0700")] = "/run/pymx/control.sock"
+
+
+class Dns(Struct, forbid_unknown_fields=True, frozen=True):
+    """Name resolution."""
+
+    nameservers: Annotated[list[str], _doc("ADDRESS or ADDRESS:PORT; empty = the system's")] = field(
+        default_factory=list
+    )
+    timeout_s: Annotated[Positive, _doc("wait for one answer, all servers and tries included")] = 10
+    cache_entries: Annotated[Positive, _doc("answers remembered, per process")] = 10_000
+    max_ttl_s: Annotated[Positive, _doc("longest time an answer is remembered")] = 3600
+
+
+class Limits(Struct, forbid_unknown_fields=True, frozen=True):
+    """Who is never limited."""
+
+    trusted: Annotated[list[str], _doc("addresses and networks never rate-limited or banned")] = field(
+        default_factory=list
+    )
+
+
+class Route(Struct, forbid_unknown_fields=True, frozen=True):
+    """One smarthost."""
+
+    domain: Annotated[str, _doc("recipient domain, or *")]
+    host: Annotated[str, _doc("name or address of the next hop")]
+    port: Annotated[Annotated[int, Meta(ge=1, le=65535)], _doc("its port")] = 25
+    tls: Annotated[
+        Literal["none", "opportunistic", "verified", "implicit"], _doc("implicit also verifies the certificate")
+    ] = "opportunistic"
+    username: Annotated[str, _doc("login; empty = none")] = ""
+    password_file: Annotated[str, _doc("file with the password")] = ""
+    ca_file: Annotated[str, _doc("trusted roots for verified and implicit; empty = the system's")] = ""
+
+
+class Outbound(Struct, forbid_unknown_fields=True, frozen=True):
+    """The queue and delivery to other servers."""
+
+    route: Annotated[list[Route], _doc("smarthosts; the first whose domain fits is taken")] = field(
+        default_factory=list
+    )
+    port: Annotated[Annotated[int, Meta(ge=1, le=65535)], _doc("port of remote servers")] = 25
+    allow_private: Annotated[bool, _doc("deliver to servers on loopback and private addresses; for tests")] = False
+    source_addresses: Annotated[list[str], _doc("local addresses to send from; empty = the system's choice")] = field(
+        default_factory=list
+    )
+    retry_first_s: Annotated[
+        Positive, _doc("wait before the first retry; then twice as long each time, with jitter")
+    ] = field(default=300, name="retry_first")
+    retry_max_s: Annotated[Positive, _doc("longest wait between tries")] = 14_400
+    lifetime_s: Annotated[Positive, _doc("how long delivery is tried before the sender is told that it failed")] = (
+        432_000
+    )
+    delay_notice_s: Annotated[NonNegative, _doc("when the sender is told that a message is late; 0 = never")] = 14_400
+    max_deliveries: Annotated[Positive, _doc("deliveries at the same time")] = 50
+    max_per_destination: Annotated[Positive, _doc("of them to one destination")] = 5
+    connect_timeout_s: Annotated[Positive, _doc("wait for a connection to one address")] = 30
+    command_timeout_s: Annotated[Positive, _doc("wait for a reply")] = 300
+    data_timeout_s: Annotated[Positive, _doc("wait for the reply to the final dot (RFC 5321: 10 min)")] = 600
+    keep_connection_s: Annotated[NonNegative, _doc("how long an idle connection is kept for the next message")] = 5
+    max_messages_per_connection: Annotated[Positive, _doc("then a new connection is made")] = 100
+    max_queue_messages: Annotated[Positive, _doc("messages in the queue, then 452")] = 200_000
+
+
+class Logging(Struct, forbid_unknown_fields=True, frozen=True):
+    """The log, on standard error."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], _doc("least severe level written")] = "info"
+    format: Annotated[Literal["logfmt", "json"], _doc("one line per event in either form")] = "logfmt"
+
+
+class Config(Struct, forbid_unknown_fields=True, frozen=True):
+    """The server as a whole."""
+
+    hostname: Annotated[str, _doc("the name that the server gives in SMTP and that its PTR record has")] = ""
+    data_dir: Annotated[str, _doc("queue, keys, state")] = "/var/lib/pymx"
+    runtime_dir: Annotated[str, _doc("sockets between the processes; empty = the control socket's directory")] = ""
+    workers: Annotated[Literal["auto"] | Positive, _doc("processes for sessions; auto = one per CPU")] = "auto"
+    user: Annotated[str, _doc("who the server becomes after it has bound its ports; none = it stays who it is")] = (
+        "vmail"
+    )
+    event_loop: Annotated[Literal["uvloop", "asyncio"], _doc("uvloop falls back to asyncio where it is missing")] = (
+        "uvloop"
+    )
+    drain_s: Annotated[NonNegative, _doc("time for sessions to end after SIGTERM")] = 10
+    database: Database = field(default_factory=Database)
+    mail: Mail = field(default_factory=Mail)
+    accounts: Accounts = field(default_factory=Accounts)
+    tls: Tls = field(default_factory=Tls)
+    smtp: Smtp = field(default_factory=Smtp)
+    submission: Submission = field(default_factory=Submission)
+    imap: Imap = field(default_factory=Imap)
+    lmtp: Lmtp = field(default_factory=Lmtp)
+    control: Control = field(default_factory=Control)
+    dns: Dns = field(default_factory=Dns)
+    limits: Limits = field(default_factory=Limits)
+    outbound: Outbound = field(default_factory=Outbound)
+    log: Logging = field(default_factory=Logging)

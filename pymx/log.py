@@ -1,0 +1,160 @@
+"""Structured logging on the standard library: one event name, fields from one list, logfmt or JSON, never blocking.
+
+`get("room")` gives a `Log`; `log.info("message_accepted", session=…, queue_id=…)` writes one line. `bind` fixes
+fields once for a session. Values are escaped, so nothing a peer said can start a line of its own. Records pass through
+a bounded queue to a thread of their own: a stalled journal never stops the event loop, and what had to be dropped is
+counted and reported with the next line that gets through.
+
+Event and field names are listed in docs/operations.md.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import queue
+import sys
+import time
+from collections.abc import Mapping
+from typing import TextIO
+
+_QUEUE_LENGTH = 20_000
+_SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/@<>+,*[]()%#&;!?~^|")
+
+Value = object
+
+
+class Log:
+    """A logger with fields bound to it."""
+
+    __slots__ = ("_fields", "_logger")
+
+    def __init__(self, logger: logging.Logger, fields: Mapping[str, Value]) -> None:
+        self._logger = logger
+        self._fields = fields
+
+    def bind(self, **fields: Value) -> Log:
+        return Log(self._logger, {**self._fields, **fields})
+
+    def debug(self, event: str, /, **fields: Value) -> None:
+        if self._logger.isEnabledFor(logging.DEBUG):
+            self._write(logging.DEBUG, event, fields)
+
+    def info(self, event: str, /, **fields: Value) -> None:
+        if self._logger.isEnabledFor(logging.INFO):
+            self._write(logging.INFO, event, fields)
+
+    def warning(self, event: str, /, **fields: Value) -> None:
+        self._write(logging.WARNING, event, fields)
+
+    def error(self, event: str, /, **fields: Value) -> None:
+        self._write(logging.ERROR, event, fields)
+
+    def exception(self, event: str, /, **fields: Value) -> None:
+        """An error with the traceback of the exception being handled."""
+        self._write(logging.ERROR, event, fields, trace=True)
+
+    def _write(self, level: int, event: str, fields: Mapping[str, Value], *, trace: bool = False) -> None:
+        self._logger.log(level, event, extra={"fields": {**self._fields, **fields}}, exc_info=trace)
+
+
+def get(room: str) -> Log:
+    """The log of a room: logger `pymx.<room>`."""
+    return Log(logging.getLogger(f"pymx.{room}"), {})
+
+
+def _logfmt(value: Value) -> str:
+    if value is True or value is False:
+        return "yes" if value else "no"
+    text = str(value)
+    if text and not set(text) - _SAFE:
+        return text
+    # json escapes controls, quotes and everything outside ASCII: one line stays one line
+    return json.dumps(text)
+
+
+class LogfmtFormatter(logging.Formatter):
+    """`ts=… level=… room=… event=… key=value …`; for journald the time stamp is left out."""
+
+    def __init__(self, *, timestamps: bool) -> None:
+        super().__init__()
+        self._timestamps = timestamps
+
+    def format(self, record: logging.LogRecord) -> str:
+        parts = []
+        if self._timestamps:
+            parts.append(f"ts={time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{record.msecs:03.0f}Z")
+        parts.append(f"level={record.levelname.lower()} room={record.name.removeprefix('pymx.')}")
+        parts.append(f"event={_logfmt(record.getMessage())}")
+        fields: Mapping[str, Value] = getattr(record, "fields", {})
+        parts += [f"{k}={_logfmt(v)}" for k, v in fields.items() if v is not None and v != ""]
+        if record.exc_info:
+            parts.append(f"traceback={_logfmt(self.formatException(record.exc_info))}")
+        return " ".join(parts)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        out: dict[str, Value] = {
+            "ts": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{record.msecs:03.0f}Z",
+            "level": record.levelname.lower(),
+            "room": record.name.removeprefix("pymx."),
+            "event": record.getMessage(),
+        }
+        fields: Mapping[str, Value] = getattr(record, "fields", {})
+        out.update((k, v) for k, v in fields.items() if v is not None and v != "")
+        if record.exc_info:
+            out["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(out, default=str)
+
+
+class _DroppingQueueHandler(logging.handlers.QueueHandler):
+    """Puts records on a bounded queue; when it is full the record is dropped and counted."""
+
+    def __init__(self, records: queue.Queue[logging.LogRecord]) -> None:
+        super().__init__(records)
+        self.dropped = 0
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record  # same process: no pickling, and exc_info must reach the formatter
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self.queue.put_nowait(record)
+        except queue.Full:
+            self.dropped += 1
+            return
+        if self.dropped:
+            lost, self.dropped = self.dropped, 0
+            logging.getLogger("pymx.log").warning("log_records_dropped", extra={"fields": {"count": lost}})
+
+
+class Logging:
+    """The running log: `stop()` writes what is queued and ends the thread."""
+
+    def __init__(self, listener: logging.handlers.QueueListener) -> None:
+        self._listener = listener
+
+    def stop(self) -> None:
+        self._listener.stop()
+
+
+def setup(
+    *, level: str = "info", form: str = "logfmt", timestamps: bool = True, stream: TextIO | None = None
+) -> Logging:
+    """Start logging to `stream` (standard error). Call once per process, after a fork: it starts a thread."""
+    out = logging.StreamHandler(stream or sys.stderr)
+    out.setFormatter(JsonFormatter() if form == "json" else LogfmtFormatter(timestamps=timestamps))
+    records: queue.Queue[logging.LogRecord] = queue.Queue(_QUEUE_LENGTH)
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+    root.addHandler(_DroppingQueueHandler(records))
+    root.setLevel(logging.WARNING)
+    logging.getLogger("pymx").setLevel(level.upper())
+    listener = logging.handlers.QueueListener(records, out)
+    listener.start()
+    return Logging(listener)
