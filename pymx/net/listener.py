@@ -1,0 +1,215 @@
+"""Listening sockets: bound or adopted from systemd, served, and capped.
+
+`bind` raises `BindError`, whose text is for the administrator: address, port, setting and what to do.
+
+When a process runs out of file descriptors, accepting stops and is tried again by the loop (asyncio waits a second,
+libuv accepts with a reserved descriptor and closes): the loop does not spin, and a connection is turned away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import os
+import socket
+import ssl
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from pymx.net.tls import HANDSHAKE_TIMEOUT_S
+
+BACKLOG = 512
+_FIRST_ADOPTED_FD = 3  # sd_listen_fds(3)
+_UNIX_MODE = 0o666  # as Dovecot's LMTP socket; the directory decides who gets there
+
+
+class BindError(Exception):
+    """A socket can't be had. The text says which, why, and what to do."""
+
+
+def bind(spec: str, setting: str) -> socket.socket:
+    """A listening socket for "127.0.0.1:25", "[::1]:25" or "unix:/path". Raises BindError."""
+    if spec.startswith("unix:"):
+        return _bind_unix(Path(spec.removeprefix("unix:")), setting)
+    host, port = _host_and_port(spec, setting)
+    family = socket.AF_INET6 if host.version == 6 else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # one family per socket, so that 0.0.0.0:25 and [::]:25 may stand side by side
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((str(host), port))
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as e:
+        sock.close()
+        raise BindError(f"can't listen on {spec} ({setting}): {_advice(e, port)}") from None
+    return sock
+
+
+def _host_and_port(spec: str, setting: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]:
+    text, _, port = spec.rpartition(":")
+    bracketed = text.startswith("[") and text.endswith("]")
+    try:
+        host = ipaddress.ip_address(text[1:-1] if bracketed else text)
+        if bracketed != (host.version == 6) or not port.isascii() or not 0 <= int(port) <= 65535:
+            raise ValueError
+    except ValueError:
+        raise BindError(f"{setting}: {spec!r} is not ADDRESS:PORT, [IPV6]:PORT or unix:PATH") from None
+    return host, int(port)
+
+
+def _advice(e: OSError, port: int) -> str:
+    if e.errno == errno.EADDRINUSE:
+        return (
+            f"another program is listening there; stop it (ss -ltnp 'sport = :{port}' shows it) or change the setting"
+        )
+    if e.errno == errno.EACCES:
+        return "permission denied; ports below 1024 need root, CAP_NET_BIND_SERVICE or a systemd socket"
+    if e.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+        return f"{e.strerror}; this machine has no such address (ip addr shows what it has)"
+    return e.strerror or str(e)
+
+
+def _bind_unix(path: Path, setting: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        sock.bind(str(path))
+        path.chmod(_UNIX_MODE)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as e:
+        sock.close()
+        reason = e.strerror or str(e)
+        if e.errno == errno.EADDRINUSE:
+            reason = "another program is listening there; stop it or change the setting"
+        elif e.errno == errno.ENOENT:
+            reason = f"its directory {path.parent} does not exist; create it"
+        raise BindError(f"can't listen on unix:{path} ({setting}): {reason}") from None
+    return sock
+
+
+def _remove_stale(path: Path) -> None:
+    """Unlink a socket that a dead server left behind; leaves everything else alone."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+
+
+def adopted_sockets(environ: Mapping[str, str]) -> dict[str, list[socket.socket]]:
+    """The sockets that systemd passed to this process, by name (sd_listen_fds_with_names(3)); {} without any."""
+    if environ.get("LISTEN_PID") != str(os.getpid()):
+        return {}
+    count = int(environ.get("LISTEN_FDS", "0"))
+    names = environ.get("LISTEN_FDNAMES", "").split(":")
+    adopted: dict[str, list[socket.socket]] = {}
+    for i in range(count):
+        sock = socket.socket(fileno=_FIRST_ADOPTED_FD + i)
+        sock.set_inheritable(False)
+        sock.setblocking(False)
+        name = names[i] if i < len(names) and names[i] else "unknown"
+        adopted.setdefault(name, []).append(sock)
+    return adopted
+
+
+class Caps:
+    """How many connections at the same time: in all, and from one address (IPv6: one /64)."""
+
+    def __init__(self, max_connections: int, max_per_ip: int, trusted: Sequence[str]) -> None:
+        self._max = max_connections
+        self._max_per_ip = max_per_ip
+        self._trusted = [ipaddress.ip_network(t, strict=False) for t in trusted]
+        self._by_ip: dict[str, int] = {}
+        self.count = 0
+
+    def enter(self, ip: str) -> bool:
+        """Count a connection in; False when it is one too many (it is not counted then)."""
+        if self.count >= self._max:
+            return False
+        key = self._key(ip)
+        if key:
+            n = self._by_ip.get(key, 0)
+            if n >= self._max_per_ip:
+                return False
+            self._by_ip[key] = n + 1
+        self.count += 1
+        return True
+
+    def leave(self, ip: str) -> None:
+        """Count out a connection for which `enter` said True."""
+        self.count -= 1
+        key = self._key(ip)
+        if key:
+            n = self._by_ip[key] - 1
+            if n:
+                self._by_ip[key] = n
+            else:
+                del self._by_ip[key]
+
+    def _key(self, ip: str) -> str:
+        """What connections are counted under; "" = not per address (Unix socket, trusted)."""
+        if not ip:
+            return ""
+        if not self._trusted and ":" not in ip:
+            return ip
+        address = ipaddress.ip_address(ip.partition("%")[0])
+        if isinstance(address, ipaddress.IPv6Address):
+            if address.ipv4_mapped is not None:
+                address = address.ipv4_mapped
+            else:
+                if any(address in net for net in self._trusted if net.version == 6):
+                    return ""
+                return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
+        if any(address in net for net in self._trusted if net.version == 4):
+            return ""
+        return str(address)
+
+
+class Server:
+    """One listening socket being served; TLS from the first octet when `ssl` is given."""
+
+    def __init__(
+        self,
+        name: str,
+        sock: socket.socket,
+        factory: Callable[[], asyncio.Protocol],
+        *,
+        ssl: ssl.SSLContext | None = None,
+    ) -> None:
+        self.name = name
+        self.sock = sock
+        self._factory = factory
+        self._ssl = ssl
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Accept from now on."""
+        loop = asyncio.get_running_loop()
+        handshake = HANDSHAKE_TIMEOUT_S if self._ssl else None
+        if self.sock.family == socket.AF_UNIX:
+            self._server = await loop.create_unix_server(
+                self._factory, sock=self.sock, ssl=self._ssl, backlog=BACKLOG, ssl_handshake_timeout=handshake
+            )
+        else:
+            self._server = await loop.create_server(
+                self._factory, sock=self.sock, ssl=self._ssl, backlog=BACKLOG, ssl_handshake_timeout=handshake
+            )
+
+    def close(self) -> None:
+        """Stop accepting; connections go on."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        else:
+            self.sock.close()

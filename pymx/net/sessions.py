@@ -1,0 +1,93 @@
+"""The live sessions of a process, and the one timer that sweeps them.
+
+A timer per session and command costs more than the command; so sessions only note since when they wait, and once a
+second `sweep(now)` lets each of them compare. Tasks of sessions are held here, so that none is lost to the garbage
+collector and `drain` can wait for deliveries in progress.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Protocol
+
+SWEEP_S = 1.0
+
+
+class Live(Protocol):
+    """What a session offers."""
+
+    def sweep(self, now: float) -> None:
+        """Look at the limits of time; `now` is the loop's time."""
+
+    def shutdown(self) -> None:
+        """Say goodbye (421, BYE) at the next convenient point and end."""
+
+
+class Sessions:
+    """All sessions of a process, of every listener and protocol."""
+
+    def __init__(self) -> None:
+        self._live: set[Live] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._changed: asyncio.Event | None = None
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def start(self) -> None:
+        """Begin to sweep, in the running loop."""
+        self._sweep_later(asyncio.get_running_loop())
+
+    def stop(self) -> None:
+        """End the sweeping."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def add(self, session: Live) -> None:
+        self._live.add(session)
+
+    def discard(self, session: Live) -> None:
+        self._live.discard(session)
+        self._note_change()
+
+    def spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        """Run a session's coroutine; it handles its own exceptions, but for cancellation."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    async def drain(self, timeout_s: float) -> int:
+        """Tell every session to end and wait until all have, or `timeout_s` is over. Returns how many are left."""
+        for session in tuple(self._live):
+            session.shutdown()
+        self._changed = asyncio.Event()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._live or self._tasks:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+        self._changed = None
+        return len(self._live)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._note_change()
+
+    def _note_change(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+
+    def _sweep_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = loop.call_later(SWEEP_S, self._sweep, loop)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweep_later(loop)
+        now = loop.time()
+        for session in tuple(self._live):
+            session.sweep(now)
