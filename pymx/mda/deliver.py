@@ -1,0 +1,151 @@
+"""Local delivery: accounts → mailboxes, and what came of it.
+
+Resolves nothing: it gets accounts and the addresses they are reached by. Every recipient's copy begins with its own
+Return-Path and Delivered-To, so each is a file of its own. Mail goes to INBOX; a subaddress does not choose a folder.
+
+A delivery never raises for one account: each gets an `Outcome`. What the store can't do now is a temporary failure;
+only a mailbox that can't exist (its name is impossible on disk) is one for good.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pymx import log, metrics
+from pymx.accounts.account import Account
+from pymx.mail import trace
+from pymx.mail.address import Address
+from pymx.mail.envelope import Envelope
+from pymx.ms.errors import InvalidName, OverQuota, StorageFull, StoreError
+from pymx.ms.owner import Owner
+from pymx.ms.store import Delivered, Delivery
+from pymx.spool import Content
+
+_log = log.get("mda")
+
+INBOX = "INBOX"
+
+
+class Failure(enum.Enum):
+    """Why a message is not in a mailbox."""
+
+    OVER_QUOTA = "over_quota"
+    STORAGE_FULL = "storage_full"
+    UNAVAILABLE = "unavailable"
+    IMPOSSIBLE = "impossible"  # never will be: retrying is no use
+
+    @property
+    def is_permanent(self) -> bool:
+        return self is Failure.IMPOSSIBLE
+
+
+class MailboxUnavailable(Exception):
+    """A mailbox can't take a message; `failure` says why, the text is for the log."""
+
+    def __init__(self, failure: Failure, reason: str) -> None:
+        super().__init__(reason)
+        self.failure = failure
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRecipient:
+    """An account, and the address that the message's Delivered-To names."""
+
+    account: Account
+    delivered_to: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one account's copy: stored (`mailbox`, `uid`), or `failure` with the reason for the log."""
+
+    recipient: LocalRecipient
+    mailbox: str = ""
+    uid: int = 0
+    failure: Failure | None = None
+    reason: str = ""
+
+    @property
+    def is_stored(self) -> bool:
+        return self.failure is None
+
+
+class Mailboxes(Protocol):
+    """What is used of `ms.store.Store`."""
+
+    async def deliver(self, deliveries: Sequence[Delivery]) -> list[Delivered | StoreError]: ...
+
+    async def check_quota(self, owner: Owner, octets: int) -> None: ...
+
+
+class Mda:
+    """The mail delivery agent over a message store."""
+
+    def __init__(self, store: Mailboxes) -> None:
+        self._store = store
+
+    async def check(self, account: Account, octets: int) -> None:
+        """Could `account` take a message of that size now? Raises MailboxUnavailable."""
+        if not account.quota_octets:
+            return
+        try:
+            await self._store.check_quota(_owner(account), octets)
+        except StoreError as e:
+            raise MailboxUnavailable(_failure(e), e.reason) from e
+
+    async def deliver(
+        self, queue_id: str, envelope: Envelope, content: Content, recipients: Sequence[LocalRecipient]
+    ) -> list[Outcome]:
+        """Deliver to every recipient, in parallel; one outcome each, in order. Durable at return."""
+        return_path = trace.return_path(envelope.mail_from)
+        deliveries = [
+            Delivery(_owner(r.account), INBOX, content.prepended(return_path + trace.delivered_to(r.delivered_to)))
+            for r in recipients
+        ]
+        results = await self._store.deliver(deliveries)
+        outcomes = [_outcome(recipient, result) for recipient, result in zip(recipients, results, strict=True)]
+        for outcome in outcomes:
+            _write_line(queue_id, envelope, content, outcome)
+        return outcomes
+
+
+def _owner(account: Account) -> Owner:
+    return Owner(account.domain, account.local_part, account.quota_octets)
+
+
+def _outcome(recipient: LocalRecipient, result: Delivered | StoreError) -> Outcome:
+    if isinstance(result, StoreError):
+        return Outcome(recipient, failure=_failure(result), reason=result.reason)
+    return Outcome(recipient, mailbox=result.mailbox, uid=result.uid)
+
+
+def _failure(error: StoreError) -> Failure:
+    """The one table of store errors, as a delivery sees them. Unsure: temporary."""
+    if isinstance(error, OverQuota):
+        return Failure.OVER_QUOTA
+    if isinstance(error, StorageFull):
+        return Failure.STORAGE_FULL
+    if isinstance(error, InvalidName):
+        return Failure.IMPOSSIBLE
+    return Failure.UNAVAILABLE
+
+
+def _write_line(queue_id: str, envelope: Envelope, content: Content, outcome: Outcome) -> None:
+    fields = {
+        "session": envelope.origin.session,
+        "queue_id": queue_id,
+        "account": outcome.recipient.account.email,
+        "rcpt_to": str(outcome.recipient.delivered_to),
+        "mail_from": str(envelope.mail_from or "<>"),
+    }
+    if outcome.failure is None:
+        metrics.add("mda_messages_delivered")
+        _log.info(
+            "message_delivered", **fields, mailbox=outcome.mailbox, uid=outcome.uid, size_octets=content.size_octets
+        )
+    else:
+        metrics.add("mda_deliveries_failed")
+        _log.warning("local_delivery_failed", **fields, verdict=outcome.failure.value, reason=outcome.reason)

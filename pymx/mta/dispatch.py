@@ -1,0 +1,351 @@
+"""The only door through which a message is accepted: local mailboxes, the queue, then 250.
+
+Order, so that nothing acknowledged is ever lost and as little as possible is doubled:
+
+1. the message gets its queue id and its Received field;
+2. mailboxes here are tried, all in parallel; what is stored is durable;
+3. in one commit of the queue: the copy for recipients elsewhere, and a copy for each mailbox that could not take the
+   message now, which is tried again from the queue;
+4. the 250.
+
+A crash before 4 leaves an unacknowledged message: the client sends it again, and what step 2 or 3 had stored is there
+twice. If nobody at all could be stored in step 2 and there is nobody elsewhere, the answer is the mailbox's own
+(452, 451 or 5xx) and nothing is queued. If step 3 fails the answer is 452 although a mailbox may have the message.
+
+Over LMTP (RFC 2033) each recipient has a reply of its own, and one whose mailboxes all refused gets that refusal.
+
+After the 250 a mailbox that fails for good makes no DSN (the sender may be forged): the message goes to the postmaster.
+
+Errors: SmtpError. One line per transaction: `message_accepted`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pymx import log, metrics
+from pymx.accounts.account import Account, AliasLoop, DirectoryUnavailable, Resolution, UnknownRecipient
+from pymx.mail import header, trace
+from pymx.mail.address import Address
+from pymx.mail.envelope import Envelope, Recipient
+from pymx.mda.deliver import Failure, LocalRecipient, Outcome
+from pymx.proto.smtp import reply as replies
+from pymx.proto.smtp.reply import Reply, SmtpError
+from pymx.queue import item
+from pymx.queue.item import Copy, QueueId, Result, new_queue_id
+from pymx.queue.queue import QueueFull
+from pymx.spool import Content
+
+_log = log.get("mta")
+
+_MAILBOX_IMPOSSIBLE = Reply(550, "5.2.1", "Mailbox cannot receive messages")
+_QUEUE_FULL = Reply(452, "4.3.1", "Insufficient system storage, try again later")
+
+# What a peer hears when no mailbox could take its message.
+_REPLIES = {
+    Failure.OVER_QUOTA: replies.OVER_QUOTA,
+    Failure.STORAGE_FULL: replies.STORAGE_FULL,
+    Failure.UNAVAILABLE: replies.TEMPORARY_FAILURE,
+    Failure.IMPOSSIBLE: _MAILBOX_IMPOSSIBLE,
+}
+
+
+class Directory(Protocol):
+    """What is used of `accounts.directory.Directory`."""
+
+    async def account(self, email: str) -> Account | None: ...
+
+    async def is_local(self, domain: str) -> bool: ...
+
+    async def resolve(self, address: Address) -> Resolution: ...
+
+
+class DeliveryAgent(Protocol):
+    """What is used of `mda.deliver.Mda`."""
+
+    async def deliver(
+        self, queue_id: str, envelope: Envelope, content: Content, recipients: Sequence[LocalRecipient]
+    ) -> list[Outcome]: ...
+
+
+class Enqueue(Protocol):
+    """What is used of `queue.queue.Queue`."""
+
+    async def enqueue(self, copies: Sequence[Copy]) -> list[QueueId]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A recipient that was accepted, and where its mail goes."""
+
+    recipient: Recipient
+    resolution: Resolution
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A message that is ours now; `reply` is the 250."""
+
+    queue_id: QueueId
+    reply: Reply
+
+
+@dataclass(slots=True)
+class _Group:
+    """Recipients that share one reply: all of a transaction, or over LMTP each alone."""
+
+    local: list[LocalRecipient] = field(default_factory=list)
+    external: list[Recipient] = field(default_factory=list)
+
+
+class Dispatch:
+    """Takes messages: `accept` and `accept_each` from sessions, `submit` from the server itself."""
+
+    def __init__(
+        self, directory: Directory, mda: DeliveryAgent, queue: Enqueue, *, hostname: str, delimiter: str = "+"
+    ) -> None:
+        self._directory = directory
+        self._mda = mda
+        self._queue = queue
+        self._hostname = hostname
+        self._delimiter = delimiter
+
+    async def accept(self, envelope: Envelope, content: Content, targets: Sequence[Target]) -> Accepted:
+        """Take the message for all `targets`. At return it is durable. Raises SmtpError."""
+        queue_id = new_queue_id()
+        outcome = (await self._commit(queue_id, envelope, content, [self._group(targets)]))[0]
+        if isinstance(outcome, SmtpError):
+            raise outcome
+        return Accepted(queue_id, outcome)
+
+    async def accept_each(self, envelope: Envelope, content: Content, targets: Sequence[Target]) -> list[Reply]:
+        """As `accept`, with a reply for each target in order (RFC 2033 s. 4.2)."""
+        outcomes = await self._commit(new_queue_id(), envelope, content, [self._group([t]) for t in targets])
+        return [outcome.reply if isinstance(outcome, SmtpError) else outcome for outcome in outcomes]
+
+    async def submit(self, envelope: Envelope, content: Content) -> Accepted:
+        """Take a message that was made here (a DSN, a notice). Raises SmtpError; 550 when nobody is left to get it."""
+        targets: list[Target] = []
+        for recipient in envelope.recipients:
+            try:
+                targets.append(Target(recipient, await self.resolve(recipient.address)))
+            except SmtpError as e:
+                if e.reply.is_temporary:
+                    raise
+                _log.warning("notice_undeliverable", rcpt_to=str(recipient.address), reason=e.reason)
+        if not targets:
+            raise SmtpError(replies.UNKNOWN_RECIPIENT, "no recipient of a message made here can be reached")
+        return await self.accept(envelope, content, targets)
+
+    async def resolve(self, address: Address) -> Resolution:
+        """Where mail for `address` goes, here or elsewhere. Raises SmtpError (550 5.1.1, 451 4.3.0)."""
+        try:
+            if address.domain and not await self._directory.is_local(address.domain):
+                return Resolution((), (address,))
+            return await self._directory.resolve(address)
+        except UnknownRecipient as e:
+            raise SmtpError(replies.UNKNOWN_RECIPIENT, e.reason) from None
+        except AliasLoop as e:
+            # the administrator can mend it: temporary
+            raise SmtpError(replies.TEMPORARY_FAILURE, f"alias loop: {e.reason}") from None
+        except DirectoryUnavailable as e:
+            raise SmtpError(replies.DIRECTORY_UNAVAILABLE, e.reason) from None
+
+    def delivered_to(self, recipient: Recipient, account: Account) -> Address:
+        """What Delivered-To says: the account's address, with the subaddress that the mail came by."""
+        address = recipient.address
+        plain = address.without_detail(self._delimiter) if self._delimiter else address
+        return address if plain.key == account.email else Address(account.local_part, account.domain)
+
+    def _group(self, targets: Sequence[Target]) -> _Group:
+        group = _Group()
+        for target in targets:
+            group.local += [
+                LocalRecipient(account, self.delivered_to(target.recipient, account))
+                for account in target.resolution.accounts
+            ]
+            group.external += [_expanded(target.recipient, address) for address in target.resolution.external]
+        return group
+
+    async def _commit(
+        self, queue_id: QueueId, envelope: Envelope, content: Content, groups: Sequence[_Group]
+    ) -> list[Reply | SmtpError]:
+        """Steps 1 to 4 for all groups at once; what each group's reply is."""
+        started = time.monotonic()
+        single = envelope.recipients[0].address if len(envelope.recipients) == 1 else None
+        stamp = trace.received(
+            hostname=self._hostname, origin=envelope.origin, queue_id=queue_id, now=time.time(), recipient=single
+        )
+        stamped = content.prepended(stamp)
+        local = {r.account.id: r for group in reversed(groups) for r in reversed(group.local)}
+        external = {r.address.key: r for group in groups for r in group.external}
+        outcomes = await self._mda.deliver(queue_id, envelope, stamped, list(local.values())) if local else []
+        failed = {o.recipient.account.id: o for o in outcomes if not o.is_stored}
+        retried = {
+            r.account.id: r
+            for group in groups
+            if group.external or any(r.account.id not in failed for r in group.local)
+            for r in group.local
+            if r.account.id in failed
+        }
+        trouble = await self._enqueue(queue_id, envelope, stamped, list(external.values()), list(retried.values()))
+        results = [_result(queue_id, group, failed, retried, trouble) for group in groups]
+        if any(isinstance(result, Reply) for result in results):
+            self._write_line(queue_id, envelope, stamped, started)
+        return results
+
+    async def _enqueue(
+        self,
+        queue_id: QueueId,
+        envelope: Envelope,
+        content: Content,
+        external: Sequence[Recipient],
+        retried: Sequence[LocalRecipient],
+    ) -> SmtpError | None:
+        """Step 3. The error when the queue can't take the message."""
+        copies: list[Copy] = []
+        if external:
+            copies.append(Copy(queue_id, envelope.with_recipients(tuple(external)), content, local=False))
+        if retried:
+            recipients = tuple(Recipient(r.delivered_to, frozenset({"NEVER"})) for r in retried)
+            own_id = new_queue_id() if external else queue_id
+            copies.append(Copy(own_id, envelope.with_recipients(recipients), content, local=True))
+            _log.warning("local_delivery_queued", session=envelope.origin.session, queue_id=own_id, count=len(retried))
+        if not copies:
+            return None
+        try:
+            await self._queue.enqueue(copies)
+        except QueueFull as e:
+            return SmtpError(_QUEUE_FULL, f"queue full: {e}")
+        except OSError as e:
+            return SmtpError(replies.STORAGE_FULL, f"queue: {e}")
+        return None
+
+    def _write_line(self, queue_id: QueueId, envelope: Envelope, content: Content, started: float) -> None:
+        metrics.add("mta_messages_accepted")
+        message_id = header.first(content.head, "message-id")
+        _log.info(
+            "message_accepted",
+            session=envelope.origin.session,
+            queue_id=queue_id,
+            account=envelope.origin.account,
+            mail_from=str(envelope.mail_from or "<>"),
+            rcpt_to=",".join(str(r.address) for r in envelope.recipients),
+            message_id=message_id.value.decode("utf-8", "replace")[:250] if message_id else "",
+            size_octets=content.size_octets,
+            duration_ms=round((time.monotonic() - started) * 1000, 1),
+        )
+
+    # --- copies that wait in the queue for a mailbox here ------------------------------------------------------------
+
+    async def deliver_queued(self, queue_id: QueueId, envelope: Envelope, content: Content) -> list[item.Outcome]:
+        """Try the mailboxes again that could not take a message when it came; one outcome per recipient, in order.
+
+        A recipient that fails for good counts as delivered once the postmaster has the message.
+        """
+        accounts: list[Account | None] = []
+        for recipient in envelope.recipients:
+            try:
+                accounts.append(await self._account(recipient.address))
+            except DirectoryUnavailable as e:
+                return [_queued_outcome(r, Failure.UNAVAILABLE, e.reason) for r in envelope.recipients]
+        local = [
+            LocalRecipient(account, recipient.address)
+            for recipient, account in zip(envelope.recipients, accounts, strict=True)
+            if account is not None
+        ]
+        tried = iter(await self._mda.deliver(queue_id, envelope, content, local) if local else [])
+        outcomes: list[item.Outcome] = []
+        for recipient, account in zip(envelope.recipients, accounts, strict=True):
+            failure: Failure | None = Failure.IMPOSSIBLE
+            reason = "the account is gone"
+            if account is not None:
+                outcome = next(tried)
+                failure, reason = outcome.failure, outcome.reason
+            if failure is not None and failure.is_permanent:
+                one = envelope.with_recipients((recipient,))
+                if await self.to_postmaster(queue_id, one, content, reason):
+                    failure = None
+                else:
+                    failure = Failure.UNAVAILABLE
+            outcomes.append(_queued_outcome(recipient, failure, reason))
+        return outcomes
+
+    async def to_postmaster(self, queue_id: QueueId, envelope: Envelope, content: Content, reason: str) -> bool:
+        """Give a message that its mailboxes will never take to the postmaster; False when that failed too."""
+        lost = ", ".join(str(r.address) for r in envelope.recipients)
+        domain = envelope.recipients[0].address.domain
+        try:
+            resolution = await self.resolve(Address("postmaster", domain))
+        except SmtpError as e:
+            _log.error("local_delivery_gave_up", queue_id=queue_id, rcpt_to=lost, reason=f"{reason}; {e.reason}")
+            return False
+        note = header.build_field("X-Pymx-Undeliverable", f"{lost}; {reason}".translate(_ONE_LINE))
+        noted = content.prepended(note)
+        recipients = [LocalRecipient(a, Address(a.local_part, a.domain)) for a in resolution.accounts]
+        outcomes = await self._mda.deliver(queue_id, envelope, noted, recipients) if recipients else []
+        reached = any(outcome.is_stored for outcome in outcomes)
+        if not reached and resolution.external:
+            elsewhere = tuple(Recipient(address, frozenset({"NEVER"})) for address in resolution.external)
+            copy = Copy(new_queue_id(), envelope.with_recipients(elsewhere), noted, local=False)
+            try:
+                reached = bool(await self._queue.enqueue([copy]))
+            except (QueueFull, OSError) as e:
+                reason = f"{reason}; queue: {e}"
+        _log.error(
+            "local_delivery_gave_up",
+            queue_id=queue_id,
+            rcpt_to=lost,
+            reason=f"{reason}; " + ("given to the postmaster" if reached else "the postmaster can't be reached"),
+        )
+        return reached
+
+    async def _account(self, address: Address) -> Account | None:
+        account = await self._directory.account(address.key)
+        if account is None and self._delimiter:
+            account = await self._directory.account(address.without_detail(self._delimiter).key)
+        return account
+
+
+_ONE_LINE = {0: " ", 10: " ", 13: " "}
+
+
+def _expanded(recipient: Recipient, address: Address) -> Recipient:
+    """The recipient an alias leads to; DSN parameters go along (RFC 3461 s. 5.2.7)."""
+    if address == recipient.address:
+        return recipient
+    orcpt = recipient.orcpt
+    if not orcpt and recipient.address.is_ascii:
+        orcpt = f"rfc822;{recipient.address}"
+    return Recipient(address, recipient.notify, orcpt)
+
+
+def _result(
+    queue_id: QueueId,
+    group: _Group,
+    failed: dict[int, Outcome],
+    retried: dict[int, LocalRecipient],
+    trouble: SmtpError | None,
+) -> Reply | SmtpError:
+    """The reply of one group after everything was tried."""
+    waiting = [r for r in group.local if r.account.id in failed]
+    if trouble is not None and (group.external or any(r.account.id in retried for r in waiting)):
+        return trouble
+    hopeless = [failed[r.account.id] for r in waiting if r.account.id not in retried]
+    if hopeless:
+        # temporary beats permanent: what can still succeed is worth a retry
+        worst = min(hopeless, key=lambda o: o.failure is not None and o.failure.is_permanent)
+        assert worst.failure is not None
+        return SmtpError(_REPLIES[worst.failure], f"{worst.recipient.account.email}: {worst.reason}")
+    return replies.OK.with_text(f"OK, queued as {queue_id}")
+
+
+def _queued_outcome(recipient: Recipient, failure: Failure | None, reason: str) -> item.Outcome:
+    if failure is None:
+        return item.Outcome(recipient, Result.DELIVERED, "2.0.0", "Delivered")
+    reply = _REPLIES[failure]
+    result = Result.FAILED if failure.is_permanent else Result.DEFERRED
+    return item.Outcome(recipient, result, reply.enhanced, f"{reply.text} ({reason})")

@@ -1,0 +1,220 @@
+"""Policy of port 25 and of LMTP: mail from elsewhere for mailboxes here (RFC 5321, RFC 2033).
+
+Stages, in this order, and what each may say besides the hooks in `checks`:
+
+    CONNECT  nothing of its own
+    MAIL     nothing of its own (syntax, SIZE and limits are the engine's)
+    RCPT     foreign domain 550 5.7.1; unknown 550 5.1.1; mailbox full 452 4.2.2; directory down 451 4.3.0
+    DATA     more than `max_received` hops, or delivered to one of the recipients before: 554 5.4.6
+
+A bounce (null sender) may have several recipients: RFC 5321 s. 4.5.5 asks for one but forbids nothing. A message
+without a valid header is taken as it came. Authentication-Results that claim to be this host's are removed (RFC 8601
+s. 5); every other octet stays.
+
+Deviation: mail for an alias that leads to another domain is forwarded with the original sender and unchanged, so it may
+fail the next host's SPF check (RFC 7208 s. D.2); its DKIM signature stays valid.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pymx.accounts.account import Account, DirectoryUnavailable, Resolution
+from pymx.config.model import Smtp
+from pymx.mail import authres, trace
+from pymx.mail.address import Address
+from pymx.mail.envelope import Envelope, Recipient
+from pymx.mda.deliver import Failure, MailboxUnavailable
+from pymx.mta.dispatch import Accepted, Target
+from pymx.proto.smtp import reply as replies
+from pymx.proto.smtp.reply import Reply, SmtpError
+from pymx.smtpd.handler import MailParameters, SessionFacts
+from pymx.spool import Content
+
+_FULL = {
+    Failure.OVER_QUOTA: replies.OVER_QUOTA,
+    Failure.STORAGE_FULL: replies.STORAGE_FULL,
+}
+
+
+class Stage(enum.Enum):
+    """The moments at which a message can be judged."""
+
+    CONNECT = "connect"
+    MAIL = "mail"
+    RCPT = "rcpt"
+    DATA = "data"
+
+
+@dataclass(slots=True)
+class Facts:
+    """What is known at a stage; later stages know more. `content` is None before DATA."""
+
+    session: SessionFacts
+    mail_from: Address | None = None
+    recipients: list[Recipient] = field(default_factory=list)
+    content: Content | None = None
+
+
+Check = Callable[[Stage, Facts], Awaitable[None]]
+"""A hook: raises SmtpError to refuse."""
+
+
+class Directory(Protocol):
+    """What is used of `accounts.directory.Directory`."""
+
+    async def is_local(self, domain: str) -> bool: ...
+
+
+class Door(Protocol):
+    """What is used of `mta.dispatch.Dispatch`."""
+
+    async def resolve(self, address: Address) -> Resolution: ...
+
+    def delivered_to(self, recipient: Recipient, account: Account) -> Address: ...
+
+    async def accept(self, envelope: Envelope, content: Content, targets: Sequence[Target]) -> Accepted: ...
+
+    async def accept_each(self, envelope: Envelope, content: Content, targets: Sequence[Target]) -> list[Reply]: ...
+
+
+class Room(Protocol):
+    """What is used of `mda.deliver.Mda`."""
+
+    async def check(self, account: Account, octets: int) -> None: ...
+
+
+class Inbound:
+    """Handler of the port 25 and LMTP listeners."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        mda: Room,
+        dispatch: Door,
+        *,
+        smtp: Smtp,
+        hostname: str,
+        checks: Sequence[Check] = (),
+    ) -> None:
+        self.directory = directory
+        self.mda = mda
+        self.dispatch = dispatch
+        self.max_received = smtp.max_received
+        self.hostname = hostname
+        self._checks = tuple(checks)
+
+    async def connected(self, session: SessionFacts) -> None:
+        await self.judge(Stage.CONNECT, Facts(session))
+
+    async def authenticate(self, session: SessionFacts, login: str, password: str) -> str:
+        """No logins here: they belong to the submission ports."""
+        raise SmtpError(replies.NOT_IMPLEMENTED, "AUTH on a listener without logins")
+
+    async def mail(
+        self, session: SessionFacts, mail_from: Address | None, parameters: MailParameters
+    ) -> InboundTransaction:
+        facts = Facts(session, mail_from)
+        await self.judge(Stage.MAIL, facts)
+        return InboundTransaction(self, facts, parameters)
+
+    def closed(self, session: SessionFacts, counts: Mapping[str, int]) -> None:
+        """Nothing is kept per connection; the engine writes its line."""
+
+    async def judge(self, stage: Stage, facts: Facts) -> None:
+        """Ask every check at its stage, in order. Raises SmtpError."""
+        for check in self._checks:
+            await check(stage, facts)
+
+
+class InboundTransaction:
+    """One message from elsewhere."""
+
+    __slots__ = ("_facts", "_inbound", "_parameters", "_targets")
+
+    def __init__(self, inbound: Inbound, facts: Facts, parameters: MailParameters) -> None:
+        self._inbound = inbound
+        self._facts = facts
+        self._parameters = parameters
+        self._targets: list[Target] = []
+
+    async def rcpt(self, recipient: Recipient) -> None:
+        address = recipient.address
+        try:
+            local = not address.domain or await self._inbound.directory.is_local(address.domain)
+        except DirectoryUnavailable as e:
+            raise SmtpError(replies.DIRECTORY_UNAVAILABLE, e.reason) from None
+        if not local:
+            raise SmtpError(replies.RELAY_DENIED, f"{address.domain} is not a domain of ours")
+        resolution = await self._inbound.dispatch.resolve(address)
+        await require_room(self._inbound.mda, resolution, self._parameters.size or 0)
+        self._facts.recipients.append(recipient)
+        try:
+            await self._inbound.judge(Stage.RCPT, self._facts)
+        except SmtpError:
+            self._facts.recipients.pop()
+            raise
+        self._targets.append(Target(recipient, resolution))
+
+    async def data(self, content: Content) -> Reply:
+        content = await self._checked(content)
+        if looping := [target for target in self._targets if self._was_there(target, content)]:
+            raise _loop(looping[0])
+        accepted = await self._inbound.dispatch.accept(self._envelope(), content, self._targets)
+        return accepted.reply
+
+    async def data_per_recipient(self, content: Content) -> list[Reply]:
+        content = await self._checked(content)
+        looping = {id(target) for target in self._targets if self._was_there(target, content)}
+        wanted = [target for target in self._targets if id(target) not in looping]
+        answers = iter(await self._inbound.dispatch.accept_each(self._envelope(), content, wanted) if wanted else [])
+        return [replies.ROUTING_LOOP if id(target) in looping else next(answers) for target in self._targets]
+
+    async def _checked(self, content: Content) -> Content:
+        """The message after the DATA stage, as it will be stored."""
+        hops = trace.count_received(content.head)
+        if hops > self._inbound.max_received:
+            raise SmtpError(replies.ROUTING_LOOP, f"{hops} Received fields")
+        self._facts.content = content
+        await self._inbound.judge(Stage.DATA, self._facts)
+        return content.with_head(authres.without_claims(content.head, self._inbound.hostname))
+
+    def _was_there(self, target: Target, content: Content) -> bool:
+        """Has a mailbox of this recipient had the message before (RFC 9228 s. 4)?"""
+        been = trace.was_delivered_to(content.head)
+        return bool(been) and any(
+            self._inbound.dispatch.delivered_to(target.recipient, account).key in been
+            for account in target.resolution.accounts
+        )
+
+    def _envelope(self) -> Envelope:
+        return Envelope(
+            self._facts.mail_from,
+            tuple(target.recipient for target in self._targets),
+            self._facts.session.origin(),
+            body=self._parameters.body,
+            smtputf8=self._parameters.smtputf8,
+            ret=self._parameters.ret,
+            envid=self._parameters.envid,
+        )
+
+
+def _loop(target: Target) -> SmtpError:
+    return SmtpError(replies.ROUTING_LOOP, f"delivered to {target.recipient.address} before")
+
+
+async def require_room(mda: Room, resolution: Resolution, octets: int) -> None:
+    """Refuse a recipient none of whose mailboxes has room for `octets`. Raises SmtpError (452, 451)."""
+    refusal: MailboxUnavailable | None = None
+    for account in resolution.accounts:
+        try:
+            await mda.check(account, octets)
+        except MailboxUnavailable as e:
+            refusal = e
+        else:
+            return
+    if refusal is not None and not resolution.external:
+        raise SmtpError(_FULL.get(refusal.failure, replies.TEMPORARY_FAILURE), str(refusal))
