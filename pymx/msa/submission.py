@@ -1,0 +1,242 @@
+"""Policy of the submission ports: mail from our own users (RFC 6409, RFC 8314).
+
+Stages, in order:
+
+    AUTH   the directory's verdict: 535 wrong, 454 can't be checked now
+    MAIL   login required 530; the sender must belong to the login 553 5.7.1, and be one: no null sender from users
+    RCPT   unknown here 550 5.1.1; mailbox full 452 4.2.2; directory down 451 4.3.0; elsewhere is always fine
+    DATA   fix-up (see `fixup`, 554 5.6.0); every mailbox in From and Sender must belong to the login 553 5.7.1;
+           DKIM signature of the From domain; then `mta.dispatch`: mailboxes here at once, the rest queued
+
+An account that was removed during a session can send nothing more (535).
+
+When a key that was never loaded can't be read, nothing is sent unsigned: 451, and the log says which file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from pymx import log
+from pymx.accounts.account import (
+    Account,
+    AuthenticationFailed,
+    AuthenticationUnavailable,
+    DirectoryUnavailable,
+    Resolution,
+)
+from pymx.config.model import Submission as Settings
+from pymx.mail.address import Address
+from pymx.mail.envelope import Envelope, Recipient
+from pymx.mailauth.dkim.keys import KeyUnusable
+from pymx.mailauth.dkim.sign import Signable
+from pymx.msa.authors import AuthorError, authors
+from pymx.msa.fixup import Fixed, FixUp, Refused
+from pymx.mta.dispatch import Accepted, Target
+from pymx.mta.inbound import Room, require_room
+from pymx.proto.smtp import reply as replies
+from pymx.proto.smtp.reply import Reply, SmtpError
+from pymx.smtpd.handler import MailParameters, SessionFacts
+from pymx.spool import Content
+
+_log = log.get("msa")
+
+_INLINE_OCTETS = 65536  # larger messages are mended and signed in a thread
+_THREADS = 2
+
+_NULL_SENDER = replies.SENDER_NOT_OWNED.with_text("Use your own address as the sender")
+_BAD_MESSAGE = Reply(554, "5.6.0", "Message not acceptable")
+
+
+class Directory(Protocol):
+    """What is used of `accounts.directory.Directory`."""
+
+    async def account(self, email: str) -> Account | None: ...
+
+    async def may_send_as(self, account: Account, address: Address) -> bool: ...
+
+
+class Logins(Protocol):
+    """What is used of `accounts.authenticate.Authenticator`."""
+
+    async def login(self, login: str, password: str, *, peer_ip: str) -> Account: ...
+
+
+class Door(Protocol):
+    """What is used of `mta.dispatch.Dispatch`."""
+
+    async def resolve(self, address: Address) -> Resolution: ...
+
+    async def accept(self, envelope: Envelope, content: Content, targets: Sequence[Target]) -> Accepted: ...
+
+
+class Signs(Protocol):
+    """What is used of `mailauth.dkim.sign.Signer`."""
+
+    def sign(self, domain: str, content: Signable) -> bytes: ...
+
+
+class Submission:
+    """Handler of the submission listeners."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        authenticator: Logins,
+        mda: Room,
+        dispatch: Door,
+        signer: Signs,
+        *,
+        submission: Settings,
+        hostname: str,
+    ) -> None:
+        self._directory = directory
+        self._authenticator = authenticator
+        self.mda = mda
+        self.dispatch = dispatch
+        self._signer = signer
+        self._fix_up = FixUp(strip_fields=submission.strip_fields, repair=submission.repair)
+        self._hostname = hostname
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="msa")
+
+    def close(self) -> None:
+        """End the threads; those at work finish first."""
+        self._threads.shutdown(wait=True)
+
+    async def connected(self, session: SessionFacts) -> None:
+        """Anybody may connect; only a login gets further."""
+
+    async def authenticate(self, session: SessionFacts, login: str, password: str) -> str:
+        try:
+            account = await self._authenticator.login(login, password, peer_ip=session.peer_ip)
+        except AuthenticationFailed as e:
+            raise SmtpError(replies.AUTH_FAILED, e.reason) from None
+        except AuthenticationUnavailable as e:
+            raise SmtpError(replies.AUTH_UNAVAILABLE, e.reason) from None
+        return account.email
+
+    async def mail(
+        self, session: SessionFacts, mail_from: Address | None, parameters: MailParameters
+    ) -> SubmissionTransaction:
+        if not session.account:
+            raise SmtpError(replies.AUTH_REQUIRED)
+        if mail_from is None:
+            raise SmtpError(_NULL_SENDER, "null sender from a user")
+        account = await self._account(session.account)
+        await self.require_own(account, mail_from)
+        return SubmissionTransaction(self, session, account, mail_from, parameters)
+
+    def closed(self, session: SessionFacts, counts: Mapping[str, int]) -> None:
+        """Nothing is kept per connection; the engine writes its line."""
+
+    async def _account(self, email: str) -> Account:
+        try:
+            account = await self._directory.account(email)
+        except DirectoryUnavailable as e:
+            raise SmtpError(replies.DIRECTORY_UNAVAILABLE, e.reason) from None
+        if account is None:
+            raise SmtpError(replies.AUTH_FAILED, f"{email} was removed after the login", close=True)
+        return account
+
+    async def require_own(self, account: Account, address: Address) -> None:
+        """Raises SmtpError unless `address` is the account's to send from."""
+        try:
+            allowed = await self._directory.may_send_as(account, address)
+        except DirectoryUnavailable as e:
+            raise SmtpError(replies.DIRECTORY_UNAVAILABLE, e.reason) from None
+        if not allowed:
+            raise SmtpError(replies.SENDER_NOT_OWNED, f"{account.email} as {address}")
+
+    async def prepare(self, content: Content, account: Account, mail_from: Address, *, smtputf8: bool) -> Fixed:
+        """The message mended, checked and signed. Raises SmtpError."""
+        if content.in_memory and content.size_octets <= _INLINE_OCTETS:
+            fixed = self._fixed(content, mail_from, smtputf8)
+            domain = await self._require_own_authors(account, fixed.content)
+            return Fixed(self._signed(fixed.content, domain), fixed.is_eight_bit)
+        loop = asyncio.get_running_loop()
+        fixed = await loop.run_in_executor(self._threads, self._fixed, content, mail_from, smtputf8)
+        domain = await self._require_own_authors(account, fixed.content)
+        signed = await loop.run_in_executor(self._threads, self._signed, fixed.content, domain)
+        return Fixed(signed, fixed.is_eight_bit)
+
+    def _fixed(self, content: Content, mail_from: Address, smtputf8: bool) -> Fixed:
+        message_id = f"{time.time_ns() // 1_000_000:x}.{secrets.token_hex(8)}@{mail_from.ascii_domain}"
+        try:
+            return self._fix_up(content, mail_from=mail_from, now=time.time(), message_id=message_id, smtputf8=smtputf8)
+        except Refused as e:
+            raise SmtpError(_BAD_MESSAGE.with_text(str(e)), str(e)) from None
+
+    async def _require_own_authors(self, account: Account, content: Content) -> str:
+        """Every mailbox in From and Sender is the login's; the domain that signs. Raises SmtpError."""
+        try:
+            header_from, sender = authors(content.head)
+        except AuthorError as e:
+            raise SmtpError(_BAD_MESSAGE.with_text(str(e)), str(e)) from None
+        for address in dict.fromkeys([*header_from, *sender]):
+            await self.require_own(account, address)
+        return header_from[0].domain
+
+    def _signed(self, content: Content, domain: str) -> Content:
+        try:
+            return content.prepended(self._signer.sign(domain, content))
+        except (KeyUnusable, OSError) as e:
+            _log.error("dkim_key_unusable", reason=str(e))
+            raise SmtpError(replies.TEMPORARY_FAILURE, f"not signed: {e}") from None
+
+
+def key_complaint(path: Path, reason: str) -> None:
+    """For `Signer(complain=…)`: a key file that changed can't be read, the keys loaded before stay in use."""
+    _log.error("dkim_key_unusable", path=str(path), reason=reason)
+
+
+class SubmissionTransaction:
+    """One message from a user."""
+
+    __slots__ = ("_account", "_mail_from", "_parameters", "_session", "_submission", "_targets")
+
+    def __init__(
+        self,
+        submission: Submission,
+        session: SessionFacts,
+        account: Account,
+        mail_from: Address,
+        parameters: MailParameters,
+    ) -> None:
+        self._submission = submission
+        self._session = session
+        self._account = account
+        self._mail_from = mail_from
+        self._parameters = parameters
+        self._targets: list[Target] = []
+
+    async def rcpt(self, recipient: Recipient) -> None:
+        resolution = await self._submission.dispatch.resolve(recipient.address)
+        await require_room(self._submission.mda, resolution, self._parameters.size or 0)
+        self._targets.append(Target(recipient, resolution))
+
+    async def data(self, content: Content) -> Reply:
+        prepared = await self._submission.prepare(
+            content, self._account, self._mail_from, smtputf8=self._parameters.smtputf8
+        )
+        envelope = Envelope(
+            self._mail_from,
+            tuple(target.recipient for target in self._targets),
+            self._session.origin(),
+            # a client may send 8-bit text without saying so; the next hop has to be told
+            body="8BITMIME" if prepared.is_eight_bit and self._parameters.body == "7BIT" else self._parameters.body,
+            smtputf8=self._parameters.smtputf8,
+            ret=self._parameters.ret,
+            envid=self._parameters.envid,
+        )
+        accepted = await self._submission.dispatch.accept(envelope, prepared.content, self._targets)
+        return accepted.reply
+
+    async def data_per_recipient(self, content: Content) -> list[Reply]:
+        """Never asked for: submission is not LMTP."""
+        raise SmtpError(replies.BAD_SEQUENCE, "per-recipient replies on a submission port")
