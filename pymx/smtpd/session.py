@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from aiosmtpd.smtp import SMTP
 
@@ -106,8 +106,7 @@ class Session(SMTP):
     # The life of the connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._connection = transport
+        self._connection = cast(asyncio.Transport, transport)  # uvloop's are Transports in all but name
         peer = transport.get_extra_info("peername")
         ip, port = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) else ("", 0)
         self.facts = SessionFacts(secrets.token_hex(5), self.engine.listener, ip, port)
