@@ -29,6 +29,9 @@ class Database(Struct, forbid_unknown_fields=True, frozen=True):
     pool_size: Annotated[Positive, _doc("connections kept open to MariaDB, per process")] = 4
     cache_s: Annotated[NonNegative, _doc("how long a found recipient or account is remembered")] = 60
     negative_cache_s: Annotated[NonNegative, _doc("how long an unknown one is")] = 10
+    stale_cache_s: Annotated[
+        NonNegative, _doc("how much longer a found one is used while the database does not answer")
+    ] = 3600
     cache_entries: Annotated[Positive, _doc("entries in that cache, per process")] = 20_000
     timeout_s: Annotated[Positive, _doc("wait for an answer of the database")] = 5
 

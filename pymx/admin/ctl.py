@@ -1,0 +1,130 @@
+"""pymxctl: `pymxctl [--config FILE] [--json] NOUN VERB …`.
+
+One module per noun, imported when it is asked for: a command starts in a few dozen milliseconds unless it needs the
+database. Exit status: 0 done, 1 failed or not found, 2 wrong usage, 3 database or daemon not available.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import pymx
+from pymx.admin.context import Context, CtlError, Exit
+from pymx.admin.control_client import ControlError, ControlUnavailable
+from pymx.admin.output import Output
+from pymx.config.load import ConfigError, load
+
+DEFAULT_CONFIG = "/etc/pymx/pymx.toml"
+
+
+class Command(Protocol):
+    """A noun's module."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, args: argparse.Namespace, context: Context) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Noun:
+    """`touches_data`: root becomes the server's user first. What only asks the daemon or reads the config need not."""
+
+    module: str
+    help: str
+    touches_data: bool = True
+
+
+NOUNS: dict[str, Noun] = {
+    "domain": Noun("pymx.admin.domain", "add, list and remove domains"),
+    "user": Noun("pymx.admin.user", "add, list and remove users; passwords and quotas"),
+    "alias": Noun("pymx.admin.alias", "add, list and remove aliases"),
+    "resolve": Noun("pymx.admin.resolve", "where does mail for an address go?"),
+    "dkim": Noun("pymx.admin.dkim", "make and show the keys that sign outgoing mail"),
+    "queue": Noun("pymx.admin.queue", "look after the messages waiting for delivery"),
+    "status": Noun("pymx.admin.status", "what the running server says of itself", touches_data=False),
+    "check-config": Noun("pymx.admin.check_config", "is the configuration sound?", touches_data=False),
+    "migrate": Noun("pymx.admin.migrate", "make or upgrade the tables in the accounts database"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json = _take_flag(words, "--json")
+    out = Output(as_json=as_json)
+    try:
+        return _run(words, as_json=as_json)
+    except SystemExit as e:  # argparse has said its piece
+        return e.code if isinstance(e.code, int) else int(Exit.USAGE)
+    except CtlError as e:
+        out.failed(str(e))
+        return e.exit_code
+    except ControlUnavailable as e:
+        out.failed(f"{e}; start it with: systemctl start pymx")
+        return Exit.UNAVAILABLE
+    except (ControlError, ConfigError) as e:
+        out.failed(str(e))
+        return Exit.FAILED
+    except OSError as e:
+        where = f"{e.filename}: " if e.filename else ""
+        out.failed(f"{where}{e.strerror or e}")
+        return Exit.FAILED
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(words: list[str], *, as_json: bool) -> int:
+    arguments = _top_parser().parse_args(words)
+    noun = NOUNS[arguments.noun]
+    command = cast(Command, importlib.import_module(noun.module))
+    parser = argparse.ArgumentParser(prog=f"pymxctl {arguments.noun}", description=noun.help)
+    command.add_arguments(parser)
+    rest = parser.parse_args(arguments.rest)
+    path = Path(arguments.config)
+    context = Context(load(path), path, json=as_json)
+    if noun.touches_data:
+        context.become_user()
+    return command.run(rest, context)
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    width = max(map(len, NOUNS))
+    parser = argparse.ArgumentParser(
+        prog="pymxctl",
+        description="Administer the pymx mail server.",
+        epilog="nouns:\n"
+        + "\n".join(f"  {name:<{width}}  {noun.help}" for name, noun in NOUNS.items())
+        + "\n\nMore about one: pymxctl NOUN --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=os.environ.get("PYMX_CONFIG") or DEFAULT_CONFIG,
+        help=f"the server's configuration (default $PYMX_CONFIG or {DEFAULT_CONFIG})",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document as output; may stand anywhere")
+    parser.add_argument("--version", action="version", version=f"pymx {pymx.__version__}")
+    parser.add_argument("noun", metavar="NOUN", choices=NOUNS, help="what to work on, see below")
+    parser.add_argument("rest", metavar="VERB …", nargs=argparse.REMAINDER, help="what to do with it")
+    return parser
+
+
+def _take_flag(words: list[str], flag: str) -> bool:
+    """Take `flag` out of `words`, wherever it stands before a `--`."""
+    end = words.index("--") if "--" in words else len(words)
+    if flag not in words[:end]:
+        return False
+    words[:end] = [word for word in words[:end] if word != flag]
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

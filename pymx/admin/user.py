@@ -1,0 +1,175 @@
+"""pymxctl user add|list|passwd|quota|remove.
+
+A removed user's mail goes to `<root>/.removed/<domain>/<local-part>-<time>`. The row goes first, then the daemon is
+told, then the mail is moved; and the removal is written down with the row. So whatever is found in a mailbox of that
+name when the name is given away again (a stop between the steps, a delivery that was under way) is moved out of the
+way then, and the next user of the name never sees it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import time
+from pathlib import Path
+
+from pymx.accounts.registry import Registry
+from pymx.admin.accounts import read_password, registry
+from pymx.admin.context import Context, CtlError, Exit
+from pymx.mail.address import parse_address
+from pymx.ms.errors import InvalidName
+from pymx.ms.owner import Owner
+
+_SIZE = re.compile(r"(\d+)([kmgt]?)(?:i?b)?\Z", re.IGNORECASE)
+_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    add = verbs.add_parser("add", help="a new user with a mailbox")
+    add.add_argument("email", metavar="EMAIL")
+    _add_password_source(add)
+    add.add_argument("--quota", type=_quota, metavar="SIZE", help="limit of the mailbox: 500M, 2G, unlimited, default")
+    passwd = verbs.add_parser("passwd", help="another password; the old one stops working at once")
+    passwd.add_argument("email", metavar="EMAIL")
+    _add_password_source(passwd)
+    listing = verbs.add_parser("list", help="the users")
+    listing.add_argument("--domain", help="of this domain only")
+    quota = verbs.add_parser("quota", help="limit the size of a mailbox")
+    quota.add_argument("email", metavar="EMAIL")
+    quota.add_argument("quota", type=_quota, metavar="SIZE", help="500M, 2G, unlimited, or default")
+    remove = verbs.add_parser("remove", help="remove a user; the mail is moved to .removed in the mail root")
+    remove.add_argument("email", metavar="EMAIL")
+
+
+def _add_password_source(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
+    source.add_argument("--hash-stdin", action="store_true", help="read a hash made by doveadm pw instead")
+
+
+def _quota(text: str) -> int | None:
+    """In octets; 0 is unlimited, None the default."""
+    if text == "unlimited":
+        return 0
+    if text == "default":
+        return None
+    match = _SIZE.match(text)
+    if not match or int(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 500M, 2G, unlimited or default")
+    return int(match[1]) * _UNITS[match[2].lower()]
+
+
+def run(args: argparse.Namespace, context: Context) -> int:
+    with registry(context) as accounts:
+        return _VERBS[args.verb](args, context, accounts)
+
+
+def _add(args: argparse.Namespace, context: Context, accounts: Registry) -> int:
+    stored = read_password(context, is_hash=args.hash_stdin)
+    left_over = None
+    if accounts.was_removed(args.email):
+        left_over = _put_aside(context, args.email)
+        accounts.forget_removal(args.email)
+    email = accounts.add_user(args.email, stored, args.quota)
+    context.accounts_changed()
+    if left_over:
+        context.out.warn(f"mail left of the former {email} was moved to {left_over}")
+    context.out.done(f"{email} added", email=email)
+    return Exit.OK
+
+
+def _passwd(args: argparse.Namespace, context: Context, accounts: Registry) -> int:
+    accounts.set_password(args.email, read_password(context, is_hash=args.hash_stdin))
+    context.accounts_changed()
+    context.out.done(f"the password of {args.email.lower()} is changed", email=args.email.lower())
+    return Exit.OK
+
+
+def _list(args: argparse.Namespace, context: Context, accounts: Registry) -> int:
+    users = accounts.users(args.domain)
+    if context.json:
+        rows: list[tuple[object, ...]] = [(user.email, user.quota_octets, user.scheme) for user in users]
+    else:
+        rows = [(user.email, _quota_text(user.quota_octets), user.scheme) for user in users]
+    context.out.table(
+        ["Email", "Quota octets" if context.json else "Quota", "Password scheme"],
+        rows,
+        empty="no users yet; add one: pymxctl user add EMAIL --password-stdin",
+    )
+    return Exit.OK
+
+
+def _set_quota(args: argparse.Namespace, context: Context, accounts: Registry) -> int:
+    accounts.set_quota(args.email, args.quota)
+    context.accounts_changed()
+    email = args.email.lower()
+    context.out.done(f"{email}: quota {_quota_text(args.quota)}", email=email, quota_octets=args.quota)
+    return Exit.OK
+
+
+def _remove(args: argparse.Namespace, context: Context, accounts: Registry) -> int:
+    aliases = accounts.remove_user(args.email)
+    context.accounts_changed()
+    email = args.email.lower()
+    moved = _put_aside(context, email)
+    if aliases:
+        context.out.warn(f"still lead to {email}: {', '.join(aliases)}; see: pymxctl alias remove")
+    text = f"{email} removed; the mail is in {moved}" if moved else f"{email} removed; there was no mail"
+    context.out.done(text, email=email, mail=str(moved) if moved else None, aliases=aliases)
+    return Exit.OK
+
+
+_VERBS = {"add": _add, "passwd": _passwd, "list": _list, "quota": _set_quota, "remove": _remove}
+
+
+def _quota_text(octets: int | None) -> str:
+    if octets is None:
+        return "default"
+    if octets == 0:
+        return "unlimited"
+    for unit in ("T", "G", "M", "K"):
+        size = _UNITS[unit.lower()]
+        if octets % size == 0:
+            return f"{octets // size}{unit}"
+    return str(octets)
+
+
+def _put_aside(context: Context, email: str) -> Path | None:
+    """Move what is in the mailbox to .removed; returns where it went, None if there was nothing."""
+    address = parse_address(email)
+    root = Path(context.config.mail.root)
+    try:
+        source = Path(os.fsdecode(Owner(address.domain, address.local_part).path(os.fsencode(root))))
+    except InvalidName:
+        return None  # the store gives such a name no mailbox
+    if not source.is_dir():
+        return None
+    directory = root / ".removed" / address.domain.lower()
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        target = _free(directory, f"{source.name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+        source.rename(target)
+        for changed in (source.parent, directory):
+            _sync(changed)
+    except OSError as e:
+        raise CtlError(
+            f"the mail of {email} could not be moved from {source} to {directory}: {e.strerror}; move it by hand"
+        ) from None
+    return target
+
+
+def _free(directory: Path, name: str) -> Path:
+    target, number = directory / name, 2
+    while target.exists():
+        target, number = directory / f"{name}-{number}", number + 1
+    return target
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,226 @@
+"""Cross checks that types can't make. Each error names the key, its value and what was expected.
+
+`check` returns every error at once and changes nothing; `pymxctl check-config` and the server's start use it. Whether
+a port is free or a database answers is not asked here: that changes from minute to minute.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pymx.config.model import Config
+
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9\-]{0,61}[a-z0-9])?\Z", re.IGNORECASE)
+_ADDRESS = re.compile(r"[^@\s,<>]+@[^@\s,<>]+\Z")
+_SPECIAL_USES = frozenset({"", "\\All", "\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent", "\\Trash"})
+_MAX_SOCKET_PATH_OCTETS = 107
+
+
+def check(config: Config) -> list[str]:
+    """What is wrong with `config`; empty when it is sound."""
+    return [
+        *_server(config),
+        *_database(config),
+        *_mail(config),
+        *_accounts(config),
+        *_tls(config),
+        *_listeners(config),
+        *_sockets(config),
+        *_dns(config),
+        *_outbound(config),
+    ]
+
+
+def _error(key: str, value: object, expected: str) -> str:
+    shown = f'"{value}"' if isinstance(value, str | Path) else repr(value)
+    return f"{key} = {shown}: {expected}"
+
+
+def _is_host_name(text: str) -> bool:
+    return len(text) <= 253 and all(_LABEL.match(label) for label in text.split("."))
+
+
+def _is_address_of_host(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (_is_address_of_host(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _server(config: Config) -> Iterator[str]:
+    if not config.hostname:
+        yield _error("hostname", "", "set it to the name that the server's PTR record has, such as mx.example.com")
+    elif not _is_host_name(config.hostname) or "." not in config.hostname or _is_address_of_host(config.hostname):
+        yield _error("hostname", config.hostname, "expected a full name such as mx.example.com")
+    if not os.path.isabs(config.data_dir):
+        yield _error("data_dir", config.data_dir, "expected an absolute path")
+    if config.runtime_dir and not os.path.isabs(config.runtime_dir):
+        yield _error("runtime_dir", config.runtime_dir, "expected an absolute path, or nothing")
+    if not config.user:
+        yield _error("user", "", "expected the name of a user, or none")
+
+
+def _database(config: Config) -> Iterator[str]:
+    url = config.database.url
+    if config.database.url_file:
+        yield from _readable("[database] url_file", config.database.url_file)
+        return
+    scheme = urlsplit(url).scheme
+    if scheme == "sqlite":
+        if not url.startswith("sqlite:////"):
+            yield _error("[database] url", url, "expected an absolute path: sqlite:////var/lib/pymx/pymx.sqlite")
+    elif scheme not in ("mysql", "mariadb"):
+        # not the URL: it may hold a password
+        yield _error("[database] url", f"{scheme}://…", "expected sqlite:///PATH or mysql://USER:PASSWORD@HOST/NAME")
+    elif not urlsplit(url).path.strip("/"):
+        yield _error("[database] url", f"{scheme}://…", "names no database; expected mysql://USER:PASSWORD@HOST/NAME")
+
+
+def _mail(config: Config) -> Iterator[str]:
+    mail = config.mail
+    if not os.path.isabs(mail.root):
+        yield _error("[mail] root", mail.root, "expected an absolute path")
+    if mail.index_dir and not os.path.isabs(mail.index_dir):
+        yield _error("[mail] index_dir", mail.index_dir, "expected an absolute path, or nothing")
+    if mail.separator not in (".", "/"):
+        yield _error("[mail] separator", mail.separator, 'expected "." or "/"')
+    elif mail.prefix and not mail.prefix.endswith(mail.separator):
+        yield _error(
+            "[mail] prefix", mail.prefix, f'expected it to end in the separator: "{mail.prefix}{mail.separator}"'
+        )
+    elif mail.prefix and "" in mail.prefix.split(mail.separator)[:-1]:
+        yield _error("[mail] prefix", mail.prefix, "has an empty level")
+    if len(mail.subaddress_delimiter) > 1 or mail.subaddress_delimiter == "@":
+        yield _error("[mail] subaddress_delimiter", mail.subaddress_delimiter, 'expected one character such as "+"')
+    for name, use in mail.folders.items():
+        if use not in _SPECIAL_USES:
+            uses = ", ".join(sorted(_SPECIAL_USES - {""}))
+            yield _error(f"[mail] folders.{name}", use, f"expected a special use of RFC 6154 ({uses}) or nothing")
+        if not name or name.upper() == "INBOX":
+            yield _error("[mail] folders", name, "INBOX is always there, and a folder needs a name")
+    uses_given = [use for use in mail.folders.values() if use]
+    for use in sorted({use for use in uses_given if uses_given.count(use) > 1}):
+        yield _error("[mail] folders", use, "given to more than one folder")
+
+
+def _accounts(config: Config) -> Iterator[str]:
+    postmaster = config.accounts.postmaster
+    if postmaster and not _ADDRESS.match(postmaster):
+        yield _error("[accounts] postmaster", postmaster, "expected an address such as admin@example.com, or nothing")
+
+
+def _tls(config: Config) -> Iterator[str]:
+    tls = config.tls
+    if bool(tls.certificate) != bool(tls.private_key):
+        missing = "private_key" if tls.certificate else "certificate"
+        yield _error(f"[tls] {missing}", "", "certificate and private_key belong together: set both or none")
+    for key, path in (("certificate", tls.certificate), ("private_key", tls.private_key)):
+        if path:
+            yield from _readable(f"[tls] {key}", path)
+    if not tls.certificate:
+        for key, specs in (
+            ("[submission] listen_tls", config.submission.listen_tls),
+            ("[imap] listen_tls", config.imap.listen_tls),
+        ):
+            if specs:
+                yield _error(key, specs, "needs a certificate: set [tls] certificate and private_key, or listen = []")
+
+
+def _listeners(config: Config) -> Iterator[str]:
+    seen: dict[str, str] = {}
+    for key, specs in (
+        ("[smtp] listen", config.smtp.listen),
+        ("[submission] listen_tls", config.submission.listen_tls),
+        ("[submission] listen_starttls", config.submission.listen_starttls),
+        ("[imap] listen_tls", config.imap.listen_tls),
+        ("[imap] listen_starttls", config.imap.listen_starttls),
+        ("[lmtp] listen", config.lmtp.listen),
+    ):
+        for spec in specs:
+            if not _is_listen_spec(spec):
+                yield _error(key, spec, 'expected "ADDRESS:PORT", "[IPV6]:PORT" or "unix:/PATH"')
+            elif spec in seen and not spec.endswith(":0"):
+                yield _error(key, spec, f"is taken by {seen[spec]} already")
+            seen.setdefault(spec, key)
+
+
+def _is_listen_spec(spec: str) -> bool:
+    if spec.startswith("unix:"):
+        path = spec.removeprefix("unix:")
+        return os.path.isabs(path) and len(os.fsencode(path)) <= _MAX_SOCKET_PATH_OCTETS
+    host, colon, port = spec.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        return False
+    try:
+        if host.startswith("[") and host.endswith("]"):
+            ipaddress.IPv6Address(host[1:-1])
+        else:
+            ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _sockets(config: Config) -> Iterator[str]:
+    path = config.control.socket
+    if not os.path.isabs(path) or len(os.fsencode(path)) > _MAX_SOCKET_PATH_OCTETS:
+        yield _error("[control] socket", path, f"expected an absolute path of at most {_MAX_SOCKET_PATH_OCTETS} octets")
+    for network in config.limits.trusted:
+        try:
+            ipaddress.ip_network(network, strict=False)
+        except ValueError:
+            yield _error("[limits] trusted", network, "expected an address or a network such as 192.0.2.0/24")
+
+
+def _dns(config: Config) -> Iterator[str]:
+    for server in config.dns.nameservers:
+        if not _is_address_of_host(server.strip("[]")) and not _is_listen_spec(server):
+            yield _error("[dns] nameservers", server, 'expected "ADDRESS" or "ADDRESS:PORT"')
+
+
+def _outbound(config: Config) -> Iterator[str]:
+    outbound = config.outbound
+    for number, route in enumerate(outbound.route, 1):
+        key = f"[outbound] route {number}"
+        if route.domain != "*" and not _is_host_name(route.domain):
+            yield _error(f"{key}: domain", route.domain, "expected a domain, or *")
+        if not _is_host_name(route.host) and not _is_address_of_host(route.host.strip("[]")):
+            yield _error(f"{key}: host", route.host, "expected a name or an address")
+        if bool(route.username) != bool(route.password_file):
+            missing = "password_file" if route.username else "username"
+            yield _error(f"{key}: {missing}", "", "username and password_file belong together: set both or none")
+        for name, path in (("password_file", route.password_file), ("ca_file", route.ca_file)):
+            if path:
+                yield from _readable(f"{key}: {name}", path)
+        if route.username and route.tls == "none" and not _is_loopback(route.host):
+            yield _error(
+                f"{key}: tls", route.tls, "would send the password in the clear; expected verified or implicit"
+            )
+    for address in outbound.source_addresses:
+        if not _is_address_of_host(address):
+            yield _error("[outbound] source_addresses", address, "expected an address of this host")
+    if outbound.retry_max_s < outbound.retry_first_s:
+        yield _error("[outbound] retry_max_s", outbound.retry_max_s, "expected at least retry_first")
+    if outbound.lifetime_s <= outbound.retry_first_s:
+        yield _error("[outbound] lifetime_s", outbound.lifetime_s, "expected more than retry_first")
+
+
+def _readable(key: str, path: str) -> Iterator[str]:
+    try:
+        with open(path, "rb") as f:
+            empty = not f.read(1)
+    except OSError as e:
+        yield _error(key, path, f"can't be read: {e.strerror}")
+    else:
+        if empty:
+            yield _error(key, path, "the file is empty")
