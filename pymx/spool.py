@@ -29,6 +29,13 @@ class SpoolFile:
     def __init__(self, directory: Path) -> None:
         self.fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
 
+    @classmethod
+    def adopt(cls, fd: int) -> SpoolFile:
+        """An open file that is to be closed with its last Content."""
+        file = cls.__new__(cls)
+        file.fd = fd
+        return file
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)
         while view:
@@ -73,6 +80,14 @@ class Content:
     @property
     def in_memory(self) -> bool:
         return self._file is None
+
+    def same_as(self, other: Content) -> bool:
+        """Octet for octet the same message, as far as can be told without reading it."""
+        if self.head != other.head or self._length != other._length:
+            return False
+        if self._file is not None:
+            return self._file is other._file and self._offset == other._offset
+        return other._file is None and (self._body is other._body or self._body == other._body)
 
     def with_head(self, head: bytes) -> Content:
         """The same body under another header block."""

@@ -1,0 +1,132 @@
+"""One account in this process: its directory, its index, and its mailboxes while somebody uses them.
+
+Synchronous; `pymx.ms.store` calls it in threads. A damaged index is moved aside and the call made once more.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from pymx import log
+from pymx.ms import folders, subscriptions
+from pymx.ms.box import Box, Home
+from pymx.ms.disk import Disk
+from pymx.ms.errors import NoSuchMailbox, translated
+from pymx.ms.index import Index
+from pymx.ms.layout import INBOX, Layout, Levels, is_mailbox
+from pymx.ms.owner import Owner
+from pymx.ms.reconcile import reconcile
+
+T = TypeVar("T")
+_log = log.get("ms")
+
+
+class Account:
+    """What a process has open of one account."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        root: bytes,
+        index_path: bytes,
+        layout: Layout,
+        *,
+        disk: Disk,
+        host: bytes,
+        changed: Callable[[str, str, int], None],
+        boot: str = "",
+    ) -> None:
+        self.layout = layout
+        self.email = owner.email
+        self.uses = 0  # calls in progress, kept by the store
+        self._boxes: dict[Levels, Box] = {}
+        self._mutex = threading.Lock()
+        try:
+            mode = os.stat(root).st_mode & 0o666
+        except FileNotFoundError:
+            mode = 0o600
+        self.home = Home(
+            owner.email,
+            root,
+            disk,
+            Index(index_path, mode=mode, boot=boot),
+            host,
+            mode,
+            self._path_of,
+            lambda guid, modseq: changed(owner.email, guid, modseq),
+        )
+
+    def _path_of(self, name: str) -> bytes | None:
+        return self.layout.path(self.home.root, tuple(name.split("/"))) if name else None
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run it with errors translated; once more after a damaged index was moved aside."""
+        with translated():
+            try:
+                return function()
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError as error:
+                _log.error("index_damaged", account=self.email, path=os.fsdecode(self.home.root), error=str(error))
+                self.home.index.discard_damaged()
+                return function()
+
+    def box(self, levels: Levels) -> Box:
+        """The mailbox; NoSuchMailbox if it has no directory. INBOX is made."""
+        path = self.layout.path(self.home.root, levels)
+        if not is_mailbox(path):
+            if levels != INBOX:
+                with self._mutex:
+                    self._boxes.pop(levels, None)
+                raise NoSuchMailbox("Mailbox does not exist")
+            self.make_inbox()
+        with self._mutex:
+            box = self._boxes.get(levels)
+            if box is None:
+                if len(self._boxes) > 200:
+                    self._boxes = {name: kept for name, kept in self._boxes.items() if kept.users}
+                box = self._boxes[levels] = Box(self.home, levels, path, reconcile)
+            return box
+
+    def make_inbox(self) -> None:
+        """The account's own directory and the mailbox in it."""
+        self._make_root(self.home.root)
+        with folders.account_lock(self.home):
+            if not is_mailbox(self.home.root):
+                if os.path.exists(os.path.join(self.home.root, b"dovecot-uidlist")):
+                    Box(self.home, INBOX, self.home.root, reconcile).mend()
+                else:
+                    folders.make(self.home, self.home.root, inbox=True)
+
+    def _make_root(self, path: bytes) -> None:
+        if os.path.isdir(path):
+            return
+        parent = os.path.dirname(path)
+        self._make_root(parent)
+        try:
+            self.home.disk.mkdir(path, 0o700)
+        except FileExistsError:
+            return
+        self.home.disk.sync_directory(parent)
+
+    def usage(self) -> tuple[int, int]:
+        """Octets and messages of all mailboxes that have been looked at."""
+        with self.home.index.read() as db:
+            found: tuple[int, int] = db.execute(
+                "SELECT coalesce(sum(octets), 0), coalesce(sum(messages), 0) FROM mailbox"
+            ).fetchone()
+        return found
+
+    def subscribe(self, levels: Levels, *, subscribe: bool) -> None:
+        self._make_root(self.home.root)
+        separator = "/" if self.layout.fs else "."
+        subscriptions.change(
+            self.home.disk, self.home.root, separator, levels, subscribe=subscribe, mode=self.home.mode
+        )
+
+    def close(self) -> None:
+        self.home.index.close()

@@ -1,0 +1,420 @@
+"""One mailbox as a process knows it: where it is, its row in the index, and how it is locked.
+
+A `Hold` is the locked mailbox with an open index transaction: in-process lock, flock on `pymx.lock`, Dovecot's
+`dovecot-uidlist.lock`, SQLite, in this order. Entering it brings the index up to date with what foreign writers did;
+leaving it records the files' state, commits, unlocks in reverse and tells the other sessions. An exception rolls the
+index back; what was done to files by then is found again by the next hold, which sees that they changed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from types import TracebackType
+
+from pymx.ms import uidlist
+from pymx.ms.disk import Disk
+from pymx.ms.dotlock import DotLock
+from pymx.ms.errors import NoSuchMailbox
+from pymx.ms.index import FLAGGED, UID_BITS, UID_MASK, Index
+from pymx.ms.layout import Levels, storage_name
+from pymx.ms.uidlist import Record
+from pymx.ms.view import ViewCache
+
+LOCK = b"pymx.lock"
+
+# uidlist inode, size, mtime; mtimes of cur/ and new/
+Stamp = tuple[int, int, int, int, int]
+POWER_CUT = -1.0  # dirty_since of a mailbox not yet looked at after a power cut
+
+
+@dataclass(slots=True)
+class Row:
+    """The index's row of a mailbox."""
+
+    id: int
+    name: str
+    guid: str = ""
+    uidvalidity: int = 0
+    uidnext: int = 1
+    highestmodseq: int = 1
+    expunge_floor: int = 0
+    first_recent: int = 1
+    special_use: str = ""
+    messages: int = 0
+    unseen: int = 0
+    deleted: int = 0
+    octets: int = 0
+    uidlist_ino: int = 0
+    uidlist_size: int = 0
+    uidlist_mtime: int = 0
+    cur_mtime: int = 0
+    new_mtime: int = 0
+    dirty_since: float = 0.0
+
+    @property
+    def stamp(self) -> Stamp:
+        return (self.uidlist_ino, self.uidlist_size, self.uidlist_mtime, self.cur_mtime, self.new_mtime)
+
+    @property
+    def low(self) -> int:
+        """The smallest message id of this mailbox."""
+        return self.id << UID_BITS
+
+    @property
+    def high(self) -> int:
+        return self.id << UID_BITS | UID_MASK
+
+
+COLUMNS = ", ".join(f.name for f in fields(Row))
+_PLACES = ", ".join("?" for _ in fields(Row))
+_SAVE = f"REPLACE INTO mailbox({COLUMNS}) VALUES({_PLACES})"
+_UPDATE = "UPDATE mailbox SET " + ", ".join(f"{f.name}=?" for f in fields(Row)[2:]) + " WHERE id=?"  # noqa: S608
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """What all mailboxes of an account share."""
+
+    email: str
+    root: bytes
+    disk: Disk
+    index: Index
+    host: bytes
+    mode: int
+    path_of: Callable[[str], bytes | None]  # storage name to directory
+    changed: Callable[[str, int], None]  # guid, modseq; called after unlocking, from any thread
+
+
+class Box:
+    """A mailbox: its place and what is shared by the sessions of this process that look at it."""
+
+    def __init__(self, home: Home, levels: Levels, path: bytes, reconcile: Callable[[Hold, bool], None]) -> None:
+        self.home = home
+        self.levels = levels
+        self.name = storage_name(levels)
+        self.path = path
+        self.cur = os.path.join(path, b"cur")
+        self.new = os.path.join(path, b"new")
+        self.tmp = os.path.join(path, b"tmp")
+        self.uidlist = os.path.join(path, uidlist.NAME)
+        self.mutex = threading.RLock()
+        self.reconcile = reconcile
+        self.views = ViewCache()
+        self.last_listing = 0.0
+        self.guid = ""  # as last seen in the index
+        self.users = 0
+        self._told = (0, 0)  # inode and size of the uidlist up to which it is known to be on disk
+        self._told_mutex = threading.Lock()
+
+    def stamp(self) -> Stamp:
+        """What the files look like now. Raises NoSuchMailbox when the directory is gone."""
+        try:
+            cur = os.stat(self.cur).st_mtime_ns
+            new = os.stat(self.new).st_mtime_ns
+        except FileNotFoundError:
+            self.mend()
+            cur = os.stat(self.cur).st_mtime_ns
+            new = os.stat(self.new).st_mtime_ns
+        try:
+            found = os.stat(self.uidlist)
+        except FileNotFoundError:
+            return (0, 0, 0, cur, new)
+        return (found.st_ino, found.st_size, found.st_mtime_ns, cur, new)
+
+    def mend(self) -> None:
+        """Make what a Maildir must have; NoSuchMailbox if it has nothing of it."""
+        if not os.path.isdir(self.path) or (self.levels != ("INBOX",) and not os.path.isdir(self.cur)):
+            raise NoSuchMailbox(f"Mailbox {self.name} does not exist")
+        for directory in (self.cur, self.new, self.tmp):
+            if not os.path.isdir(directory):
+                try:
+                    self.home.disk.mkdir(directory, self.home.mode | (self.home.mode & 0o444) >> 2)
+                except FileExistsError:
+                    continue
+                self.home.disk.sync_directory(self.path)
+
+    def row(self, db: sqlite3.Connection) -> Row | None:
+        found = db.execute(f"SELECT {COLUMNS} FROM mailbox WHERE name=?", (self.name,)).fetchone()  # noqa: S608
+        if found is None:
+            return None
+        row = Row(*found)
+        self.guid = row.guid
+        return row
+
+    def current(self, row: Row | None) -> bool:
+        """Whether the index says what the files say, as far as three stats can tell."""
+        stamp = self.stamp()
+        if row is None or row.stamp != stamp:
+            return False
+        if row.dirty_since:
+            now = time.time()
+            return not (now - row.dirty_since > 2.0 and now - self.last_listing > 60.0)
+        return True
+
+    def refresh(self) -> None:
+        """Take in what others did to the files, if anything."""
+        with self.home.index.read() as db:
+            row = self.row(db)
+        if not self.current(row):
+            with Hold(self):
+                pass
+
+    def tell(self, ino: int, size: int) -> None:
+        """The told barrier: return only when the uidlist is on disk up to `size`."""
+        if self._told[0] == ino and self._told[1] >= size:
+            return
+        with self._told_mutex:
+            known_ino, known_size = self._told
+            if known_ino == ino and known_size >= size:
+                return
+            fd = os.open(self.uidlist, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                found = os.fstat(fd)
+                self.home.disk.fdatasync(fd)
+            finally:
+                os.close(fd)
+            if found.st_ino != known_ino:
+                # Somebody renamed a new file here, perhaps without syncing the directory.
+                self.home.disk.sync_directory(self.path)
+            self._told = (found.st_ino, found.st_size)
+
+    def told(self, ino: int, size: int) -> None:
+        """The uidlist was just written and synced, with its directory, by us."""
+        with self._told_mutex:
+            self._told = (ino, size)
+
+
+class Hold:
+    """The mailbox under all its locks, with its row and an open index transaction."""
+
+    def __init__(self, box: Box, *, full: bool = False) -> None:
+        self.box = box
+        self.disk = box.home.disk
+        self.row: Row
+        self.db: sqlite3.Connection
+        self.modseq = 0
+        self.undo: list[bytes] = []  # names made in this hold, to take away if it can't be committed
+        self._full = full
+        self._lock_fd = -1
+        self._dotlock = DotLock(self.disk, box.uidlist)
+        self._dotlocked = False
+        self._taken: tuple[int, sqlite3.Connection] | None = None
+        self._touched = False
+
+    def __enter__(self) -> Hold:
+        self.box.mutex.acquire()
+        try:
+            self._flock()
+            self._acquire_dotlock()
+            self._taken = self.box.home.index.begin()
+            self.db = self._taken[1]
+            row = self.box.row(self.db)
+            self.row = row or self._adopt()
+            if self._full or row is None or not self.box.current(row):
+                self.box.reconcile(self, self._full)
+        except BaseException:
+            self._leave(commit=False)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._leave(commit=kind is None)
+        self.box.guid = self.row.guid
+        if kind is None and self.modseq:
+            self.box.home.changed(self.row.guid, self.modseq)
+
+    def _flock(self) -> None:
+        path = os.path.join(self.box.path, LOCK)
+        while True:
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, self.box.home.mode)
+            except (FileNotFoundError, NotADirectoryError):
+                raise NoSuchMailbox(f"Mailbox {self.box.name} does not exist") from None
+            self._lock_fd = fd
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            try:
+                if os.stat(path).st_ino == os.fstat(fd).st_ino:
+                    return
+            except FileNotFoundError:
+                pass
+            os.close(fd)  # the directory was renamed or deleted while we waited
+            self._lock_fd = -1
+
+    def _acquire_dotlock(self) -> None:
+        try:
+            self._dotlock.acquire()
+        except FileNotFoundError:
+            raise NoSuchMailbox(f"Mailbox {self.box.name} does not exist") from None
+        self._dotlocked = True
+
+    def _leave(self, *, commit: bool) -> None:
+        committed = False
+        try:
+            if self._taken is not None:
+                taken, self._taken = self._taken, None
+                if commit and self._touched:
+                    try:
+                        self._save()
+                    except BaseException:
+                        self.box.home.index.rollback(taken)
+                        raise
+                    self.box.home.index.commit(taken)
+                    committed = True
+                else:
+                    self.box.home.index.rollback(taken)
+        finally:
+            if not committed:
+                self._take_back()
+            if self._dotlocked:
+                self._dotlocked = False
+                self._dotlock.release()
+            if self._lock_fd >= 0:
+                os.close(self._lock_fd)
+                self._lock_fd = -1
+            self.box.mutex.release()
+
+    def _take_back(self) -> None:
+        for path in self.undo:
+            try:
+                self.disk.unlink(path)
+            except FileNotFoundError:
+                continue
+
+    def _adopt(self) -> Row:
+        """The row of a mailbox the index does not know by this name: one renamed, or a new one."""
+        self.box.mend()
+        self._touched = True
+        guid = ""
+        try:
+            with open(self.box.uidlist, "rb") as file:
+                guid = uidlist.parse_header(file.readline().rstrip(b"\n")).guid
+        except (FileNotFoundError, uidlist.Damaged):
+            pass
+        if guid:
+            statement = f"SELECT {COLUMNS} FROM mailbox WHERE guid=?"  # noqa: S608
+            for found in self.db.execute(statement, (guid,)).fetchall():
+                row = Row(*found)
+                path = self.box.home.path_of(row.name)
+                if path is None or not os.path.isdir(os.path.join(path, b"cur")):
+                    row.name = self.box.name
+                    self.db.execute("UPDATE mailbox SET name=? WHERE id=?", (row.name, row.id))
+                    return row
+        added = self.db.execute("INSERT INTO mailbox(name) VALUES(?)", (self.box.name,)).lastrowid
+        return Row(added or 0, self.box.name)
+
+    def _save(self) -> None:
+        row = self.row
+        stamp = self.box.stamp()
+        row.uidlist_ino, row.uidlist_size, row.uidlist_mtime, row.cur_mtime, row.new_mtime = stamp
+        self.db.execute(
+            _UPDATE,
+            (
+                row.guid,
+                row.uidvalidity,
+                row.uidnext,
+                row.highestmodseq,
+                row.expunge_floor,
+                row.first_recent,
+                row.special_use,
+                row.messages,
+                row.unseen,
+                row.deleted,
+                row.octets,
+                *stamp,
+                row.dirty_since,
+                row.id,
+            ),
+        )
+
+    # What holders do
+
+    def touched(self) -> None:
+        """Files changed by us: note their state at the end, and look once more when all is quiet."""
+        self._touched = True
+        self.row.dirty_since = time.time()
+
+    def saved(self) -> None:
+        """The row changed; the files perhaps not."""
+        self._touched = True
+
+    def next_modseq(self) -> int:
+        """The one modseq of this commit: past all that was told, by us or by Dovecot."""
+        if not self.modseq:
+            self.modseq = max(self.row.highestmodseq + 1, time.time_ns() // 1000)
+            self.row.highestmodseq = self.modseq
+        self._touched = True
+        return self.modseq
+
+    def append_lines(self, records: list[Record]) -> None:
+        """Add lines to the uidlist in one write; UIDs from `row.uidnext` up."""
+        fd = self.disk.open_append(self.box.uidlist)
+        try:
+            self.disk.append(fd, uidlist.lines(records))
+        finally:
+            self.disk.close(fd)
+        self.row.uidnext = max(self.row.uidnext, records[-1][0] + 1)
+        self.touched()
+
+    def rewrite(self, records: list[Record], *, extra: bytes = b"") -> None:
+        """Replace the uidlist: same UIDVALIDITY, GUID and next UID."""
+        row = self.row
+        header = uidlist.Header(row.uidvalidity, row.uidnext, row.guid, extra)
+        data = header.line() + uidlist.lines(records)
+        temporary = self.box.uidlist + b".tmp"
+        fd = self.disk.create(temporary, self.box.home.mode, exclusive=False)
+        try:
+            self.disk.write(fd, data)
+            self.disk.fdatasync(fd)
+            ino = os.fstat(fd).st_ino
+        finally:
+            self.disk.close(fd)
+        self.disk.rename(temporary, self.box.uidlist)
+        # Before unlocking: else an append by the next holder, synced, would hang on an unsynced rename.
+        self.disk.sync_directory(self.box.path)
+        self.box.told(ino, len(data))
+        self.touched()
+
+    def record_change(self, uids: Iterable[int], kind: int) -> None:
+        """Note which UIDs this commit touched, as runs."""
+        modseq = self.next_modseq()
+        mailbox = self.row.id
+        self.db.executemany(
+            "INSERT OR REPLACE INTO change VALUES(?, ?, ?, ?, ?)",
+            [(mailbox, modseq, first, last, kind) for first, last in runs(uids)],
+        )
+
+    def set_modseq(self, uids: list[int]) -> None:
+        """Give messages this commit's modseq, flags as they are in the rows."""
+        modseq, low = self.next_modseq(), self.row.low
+        self.db.executemany("UPDATE message SET modseq=? WHERE id=?", [(modseq, low | uid) for uid in uids])
+        self.record_change(uids, FLAGGED)
+
+    def recount(self) -> None:
+        """Count the mailbox anew."""
+        row = self.row
+        row.messages, row.unseen, row.deleted, row.octets = self.db.execute(
+            "SELECT count(*), coalesce(sum(flags & 1 = 0), 0), coalesce(sum(flags >> 3 & 1), 0),"
+            " coalesce(sum(octets), 0) FROM message WHERE id BETWEEN ? AND ?",
+            (row.low, row.high),
+        ).fetchone()
+
+
+def runs(uids: Iterable[int]) -> list[tuple[int, int]]:
+    """Ascending UIDs as inclusive runs."""
+    out: list[tuple[int, int]] = []
+    first = last = -2
+    for uid in uids:
+        if uid != last + 1:
+            if first >= 0:
+                out.append((first, last))
+            first = uid
+        last = uid
+    if first >= 0:
+        out.append((first, last))
+    return out

@@ -1,0 +1,163 @@
+"""COPY and MOVE: hard links under new bases, the source's GUID in the target's uidlist lines.
+
+Links, lines and rows of up to 1,000 messages are one hold of the target; any failure before the commit takes all names
+back. Where links are impossible (EXDEV, EMLINK) the message is copied and synced before the lock is taken. A COPY of
+more messages than one hold takes may fail in the middle, with the first ones there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Sequence
+
+from pymx.ms import arrive, letters, names
+from pymx.ms.box import Box, Hold
+from pymx.ms.errors import LimitReached
+from pymx.ms.flagging import HOLD_MESSAGES
+from pymx.ms.index import ARRIVED
+from pymx.ms.measure import CHUNK, wire_size
+from pymx.ms.rows import MessageRow, select
+from pymx.ms.uidlist import MAX_UID, Record
+
+_COLUMNS = "id & 4294967295, modseq, flags, keywords, octets, internaldate, in_new, name, guid"
+
+
+class _NeedsCopy(Exception):
+    """The file system does not link these."""
+
+
+def copy(source: Box, target: Box, uids: Sequence[int]) -> tuple[list[int], list[int], tuple[int, int]]:
+    """Source UIDs copied, their UIDs in the target, and the target's uidlist (inode, size) for the told barrier."""
+    old: list[int] = []
+    new: list[int] = []
+    directories: set[bytes] = set()
+    state = (0, 0)
+    for start in range(0, len(uids), HOLD_MESSAGES):
+        part = uids[start : start + HOLD_MESSAGES]
+        with source.home.index.snapshot() as db:
+            row = source.row(db)
+            if row is None:
+                break
+            found = select(db, row.low, part, columns=_COLUMNS)
+            known = letters.keyword_names(db, row)
+            low = row.low
+        there, paths = _located(source, found)
+        if not there:
+            continue
+        try:
+            made, state = _place(target, there, paths, known, low, directories)
+        except _NeedsCopy:
+            copies = [_duplicate(target, path) for path in paths]
+            try:
+                made, state = _place(target, there, copies, known, low, directories)
+            finally:
+                for path in copies:
+                    target.home.disk.unlink(path)
+        old += [row[0] for row in there]
+        new += made
+    for directory in sorted(directories):
+        target.home.disk.sync_directory(directory)
+    return old, new, state
+
+
+def _located(source: Box, found: list[MessageRow]) -> tuple[list[MessageRow], list[bytes]]:
+    """Rows whose file is there, and where; a file renamed by a foreign program is looked up once more."""
+    there, paths = [], []
+    missing = [row for row in found if not os.path.exists(_path(source, row))]
+    if missing:
+        with Hold(source, full=True) as hold:
+            again = {row[0]: row for row in select(hold.db, hold.row.low, [r[0] for r in missing], columns=_COLUMNS)}
+        found = [again.get(row[0], row) for row in found]
+    for row in found:
+        path = _path(source, row)
+        if not missing or os.path.exists(path):
+            there.append(row)
+            paths.append(path)
+    return there, paths
+
+
+def _path(box: Box, row: MessageRow) -> bytes:
+    return os.path.join(box.new if row[6] else box.cur, row[7])
+
+
+def _place(
+    target: Box, found: list[MessageRow], paths: list[bytes], known: list[str], source_low: int, directories: set[bytes]
+) -> tuple[list[int], tuple[int, int]]:
+    with Hold(target) as hold:
+        row = hold.row
+        first = row.uidnext
+        if first + len(found) > MAX_UID:
+            raise LimitReached("Mailbox is out of UIDs")
+        records: list[Record] = []
+        for n, message in enumerate(found):
+            old_base = names.base_of(message[7])
+            octets = names.disk_octets(message[7])
+            if octets is None:
+                octets = os.stat(paths[n]).st_size
+            base = names.new_base(target.home.host, octets, message[4])
+            guid = message[8].encode() if message[8] else old_base
+            records.append((first + n, b" G" + guid if b" " not in guid else b"", base))
+        bits = _translated(hold, found, known)
+        hold.append_lines(records)
+        modseq, now = hold.next_modseq(), int(time.time())
+        rows = []
+        for (uid, keys, base), message, path in zip(records, found, paths, strict=True):
+            flags, letters_here = message[2], bits[message[3]]
+            in_new = not flags and not letters_here
+            name = base if in_new else names.with_flags(base, flags, letters_here)
+            directory = target.new if in_new else target.cur
+            _link(hold, path, os.path.join(directory, name))
+            directories.add(directory)
+            guid_text = keys[2:].decode("utf-8", "replace") or None
+            rows.append(
+                (row.low | uid, modseq, flags, letters_here, message[4], message[5], now, int(in_new), name, guid_text)
+            )
+        hold.db.executemany("INSERT INTO message VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        hold.db.executemany(
+            "INSERT OR REPLACE INTO rendered(id, envelope, bodystructure) SELECT ?, envelope, bodystructure"
+            " FROM rendered WHERE id=?",
+            [(made[0], source_low | message[0]) for made, message in zip(rows, found, strict=True)],
+        )
+        uids = [record[0] for record in records]
+        hold.record_change(uids, ARRIVED)
+        arrive.count(hold, rows)
+        state = os.stat(target.uidlist)
+        return uids, (state.st_ino, state.st_size)
+
+
+def _translated(hold: Hold, found: list[MessageRow], known: list[str]) -> dict[int, int]:
+    """The source's keyword bits as the target's."""
+    out = {0: 0}
+    for bits in {row[3] for row in found}:
+        if bits:
+            out[bits] = letters.bits(hold, [n for bit, n in enumerate(known) if bits >> bit & 1 and n])
+    return out
+
+
+def _link(hold: Hold, source: bytes, target: bytes) -> None:
+    try:
+        hold.disk.link(source, target)
+    except OSError as error:
+        if error.errno in (errno.EXDEV, errno.EMLINK, errno.EPERM):
+            raise _NeedsCopy from error
+        raise
+    hold.undo.append(target)
+
+
+def _duplicate(target: Box, path: bytes) -> bytes:
+    """A synced copy of the file in the target's `tmp/`."""
+    disk = target.home.disk
+    size = os.stat(path)
+    copy_path = os.path.join(target.tmp, names.new_base(target.home.host, size.st_size, wire_size(path)))
+    fd = disk.create(copy_path, target.home.mode)
+    try:
+        with open(path, "rb") as file:
+            while data := file.read(CHUNK):
+                disk.write(fd, data)
+        disk.set_mtime(fd, size.st_mtime_ns)
+        disk.fsync(fd)
+    finally:
+        disk.close(fd)
+    return copy_path

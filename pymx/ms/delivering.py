@@ -1,0 +1,103 @@
+"""Delivery into one mailbox, and what a session needs to begin: the row, told."""
+
+from __future__ import annotations
+
+import errno
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pymx.ms import arrive, letters
+from pymx.ms.box import Box, Hold, Row
+from pymx.ms.errors import NoSuchMailbox
+from pymx.spool import Content
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A delivered message; `prepared` is still open if it was to be kept for more mailboxes."""
+
+    uidvalidity: int
+    uid: int
+    prepared: arrive.Prepared | None
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A mailbox at SELECT: its row, its view, its keywords."""
+
+    row: Row
+    uids: array[int]
+    first_recent: int
+    keywords: list[str]
+
+
+def groups(contents: Sequence[Content]) -> list[list[int]]:
+    """Which of these are octet for octet the same message, without reading them."""
+    out: list[list[int]] = []
+    for number, content in enumerate(contents):
+        for group in out:
+            if content.same_as(contents[group[0]]):
+                group.append(number)
+                break
+        else:
+            out.append([number])
+    return out
+
+
+def deliver(
+    box: Box,
+    content: Content,
+    flags: int,
+    render: arrive.Render | None,
+    *,
+    shared: arrive.Prepared | None = None,
+    keep: bool = False,
+) -> Placed:
+    """Store one message: durable at return (two syncs; one if it is linked to a file already synced)."""
+    disk = box.home.disk
+    message = shared.shared() if shared else arrive.prepare(box, content, render)
+    try:
+        try:
+            with Hold(box) as hold:
+                uid = arrive.place(hold, [(message, flags, 0)])[0]
+                uidvalidity = hold.row.uidvalidity
+        except OSError as error:
+            if shared is None or error.errno not in (errno.EXDEV, errno.EMLINK):
+                raise
+            return deliver(box, content, flags, render)
+        disk.sync_directory(box.cur if flags else box.new)
+    except BaseException:
+        message.close(disk)
+        raise
+    if keep:
+        return Placed(uidvalidity, uid, message)
+    message.close(disk)
+    return Placed(uidvalidity, uid, None)
+
+
+def told_row(box: Box) -> Row:
+    """The mailbox's row, in line with the files, its UIDNEXT on disk."""
+    box.refresh()
+    with box.home.index.read() as db:
+        row = box.row(db)
+    if row is None:
+        raise NoSuchMailbox("Mailbox does not exist")
+    box.tell(row.uidlist_ino, row.uidlist_size)
+    return row
+
+
+def opened(box: Box, claim: Callable[[Box], int] | None) -> Opened:
+    """Everything a session begins with; `claim` makes new messages this session's \\Recent."""
+    row = told_row(box)
+    first_recent = row.first_recent
+    if claim is not None and row.first_recent < row.uidnext:
+        first_recent = claim(box)
+    with box.home.index.snapshot() as db:
+        fresh = box.row(db)
+        if fresh is None:
+            raise NoSuchMailbox("Mailbox does not exist")
+        uids = box.views.full(db, fresh)
+        keywords = letters.keyword_names(db, fresh)
+    box.tell(fresh.uidlist_ino, fresh.uidlist_size)
+    return Opened(fresh, uids, first_recent, keywords)

@@ -1,0 +1,114 @@
+"""Dovecot's lock files: `<file>.lock`, made with O_EXCL, holding `pid:hostname`.
+
+A lock is taken over only if its process on this host is gone and it is older than 2 s, or if lock and file have not
+changed for 120 s. Who waits longer than `timeout_s` gets Unavailable: somebody else is at work, try later.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from types import TracebackType
+
+from pymx.ms.disk import Disk
+from pymx.ms.errors import Unavailable
+
+_DEAD_OWNER_S = 2.0
+_STALE_S = 120.0
+_TOUCH_S = 10.0
+
+
+class DotLock:
+    """The lock of one file; a context manager."""
+
+    __slots__ = ("_disk", "_path", "_taken_at", "_target", "_timeout_s")
+
+    def __init__(self, disk: Disk, target: bytes, *, timeout_s: float = 30.0) -> None:
+        self._disk = disk
+        self._target = target
+        self._path = target + b".lock"
+        self._timeout_s = timeout_s
+        self._taken_at = 0.0
+
+    def __enter__(self) -> DotLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.release()
+
+    def acquire(self) -> None:
+        deadline = 0.0
+        wait_s = 0.001
+        while True:
+            try:
+                fd = self._disk.create(self._path)
+            except FileExistsError:
+                now = time.monotonic()
+                deadline = deadline or now + self._timeout_s
+                if self._break_stale():
+                    continue
+                if now > deadline:
+                    raise Unavailable("Mailbox is locked", reason=f"{self._path!r} is held") from None
+                time.sleep(wait_s)
+                wait_s = min(wait_s * 2, 0.05)
+                continue
+            try:
+                self._disk.write(fd, b"%d:%s" % (os.getpid(), socket.gethostname().encode()))
+            finally:
+                self._disk.close(fd)
+            self._taken_at = time.monotonic()
+            return
+
+    def touch(self) -> None:
+        """Called now and then by long holds, so that nobody thinks the lock is stale."""
+        now = time.monotonic()
+        if now - self._taken_at > _TOUCH_S:
+            os.utime(self._path)
+            self._taken_at = now
+
+    def release(self) -> None:
+        try:
+            self._disk.unlink(self._path)
+        except FileNotFoundError:
+            pass  # taken over as stale by somebody, or the directory was renamed away
+
+    def _break_stale(self) -> bool:
+        """Remove the lock if nobody holds it any more; True: try again at once."""
+        try:
+            lock = os.stat(self._path)
+            with open(self._path, "rb") as file:
+                owner = file.read(512)
+        except FileNotFoundError:
+            return True
+        age = time.time() - lock.st_mtime
+        pid, _, host = owner.partition(b":")
+        if age > _DEAD_OWNER_S and host == socket.gethostname().encode() and pid.isdigit() and not _alive(int(pid)):
+            return self._remove(lock)
+        if age > _STALE_S:
+            try:
+                target_age = time.time() - os.stat(self._target).st_mtime
+            except FileNotFoundError:
+                target_age = age
+            if target_age > _STALE_S:
+                return self._remove(lock)
+        return False
+
+    def _remove(self, seen: os.stat_result) -> bool:
+        try:
+            if os.stat(self._path).st_ino == seen.st_ino:
+                self._disk.unlink(self._path)
+        except FileNotFoundError:
+            pass
+        return True
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,197 @@
+"""CREATE, DELETE, RENAME and the list of folders, under the account's lock.
+
+Every change is durable when it returns. What a crash leaves half done is harmless: a directory without `cur` is no
+mailbox, a renamed one is known again by the GUID in its uidlist, files of a deleted one lie in `..DOVECOT-TRASHED`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from pymx.ms import subscriptions, uidlist, uidvalidity
+from pymx.ms.box import Home
+from pymx.ms.errors import InvalidName, MailboxExists, NoSuchMailbox
+from pymx.ms.layout import INBOX, TRASHED, Layout, Levels, is_mailbox, storage_name
+
+LOCK = b"pymx-account.lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """One line of LIST; a name that is only subscribed has `exists` False."""
+
+    name: str
+    special_use: str
+    subscribed: bool
+    exists: bool
+    has_children: bool
+
+
+@contextmanager
+def account_lock(home: Home) -> Iterator[None]:
+    fd = os.open(os.path.join(home.root, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, home.mode)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def make(home: Home, path: bytes, *, inbox: bool) -> None:
+    """The directories and files of a new mailbox; the uidlist comes last. The caller holds the account lock."""
+    disk, mode = home.disk, home.mode
+    directory_mode = mode | (mode & 0o444) >> 2
+    for directory in (path, *(os.path.join(path, part) for part in (b"cur", b"new", b"tmp"))):
+        try:
+            disk.mkdir(directory, directory_mode)
+        except FileExistsError:
+            continue
+    if not inbox:
+        disk.close(disk.create(os.path.join(path, b"maildirfolder"), mode, exclusive=False))
+    value = uidvalidity.next_value(disk, home.root, mode)
+    header = uidlist.Header(value, 1, secrets.token_hex(16))
+    fd = disk.create(os.path.join(path, uidlist.NAME), mode, exclusive=False)
+    try:
+        disk.write(fd, header.line())
+        disk.fdatasync(fd)
+    finally:
+        disk.close(fd)
+    disk.sync_directory(path)
+    disk.sync_directory(os.path.dirname(path) if not inbox else path)
+
+
+def create(home: Home, layout: Layout, levels: Levels, special_use: str) -> None:
+    path = layout.path(home.root, levels)
+    with account_lock(home):
+        if levels == INBOX or is_mailbox(path):
+            raise MailboxExists("Mailbox exists already")
+        if layout.fs:
+            _make_parents(home, os.path.dirname(path))
+        make(home, path, inbox=False)
+        if special_use:
+            set_special_use(home, levels, special_use)
+
+
+def _make_parents(home: Home, path: bytes) -> None:
+    if os.path.isdir(path) or path == home.root:
+        return
+    _make_parents(home, os.path.dirname(path))
+    home.disk.mkdir(path, home.mode | (home.mode & 0o444) >> 2)
+    home.disk.sync_directory(os.path.dirname(path))
+
+
+def set_special_use(home: Home, levels: Levels, special_use: str) -> None:
+    """Keep the special use in the mailbox's row; it is made here if need be and filled at first use."""
+    with home.index.write() as db:
+        name = storage_name(levels)
+        done = db.execute("UPDATE mailbox SET special_use=? WHERE name=?", (special_use, name)).rowcount
+        if not done:
+            db.execute(
+                "INSERT INTO mailbox(name, special_use, guid, uidvalidity, uidnext, highestmodseq, expunge_floor,"
+                " first_recent, messages, unseen, deleted, octets, uidlist_ino, uidlist_size, uidlist_mtime,"
+                " cur_mtime, new_mtime, dirty_since) VALUES(?, ?, '', 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)",
+                (name, special_use),
+            )
+
+
+def delete(home: Home, layout: Layout, levels: Levels) -> bytes:
+    """Take a mailbox away; the path where its files wait to be removed (`purge`)."""
+    if levels == INBOX:
+        raise InvalidName("INBOX can't be deleted")
+    path = layout.path(home.root, levels)
+    with account_lock(home), mailbox_lock(home, path):
+        trash = os.path.join(home.root, TRASHED)
+        if layout.fs and any(name[: len(levels)] == levels and name != levels for name in layout.mailboxes(home.root)):
+            raise InvalidName("Mailbox has children")
+        if os.path.isdir(trash):
+            trash = os.path.join(trash, b"%d.%s" % (time.time_ns(), secrets.token_hex(4).encode()))
+        home.disk.rename(path, trash)
+        if os.path.dirname(trash) != home.root:
+            home.disk.sync_directory(os.path.dirname(trash))
+        home.disk.sync_directory(os.path.dirname(path))
+        _forget(home, storage_name(levels))
+    return trash
+
+
+def purge(trash: bytes) -> None:
+    """Remove the files of a deleted mailbox; nothing is lost if this never happens."""
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def _forget(home: Home, name: str) -> None:
+    with home.index.write() as db:
+        for (mailbox,) in db.execute("SELECT id FROM mailbox WHERE name=?", (name,)).fetchall():
+            for table in ("message", "rendered"):
+                db.execute(
+                    f"DELETE FROM {table} WHERE id BETWEEN ? AND ?",  # noqa: S608
+                    (mailbox << 32, mailbox << 32 | 0xFFFFFFFF),
+                )
+            for table in ("change", "keyword"):
+                db.execute(f"DELETE FROM {table} WHERE mailbox=?", (mailbox,))  # noqa: S608
+            db.execute("DELETE FROM mailbox WHERE id=?", (mailbox,))
+
+
+@contextmanager
+def mailbox_lock(home: Home, path: bytes) -> Iterator[None]:
+    """The flock of one mailbox, so that nobody works in it while it is moved."""
+    if not is_mailbox(path):
+        raise NoSuchMailbox("Mailbox does not exist")
+    fd = os.open(os.path.join(path, b"pymx.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, home.mode)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def rename(home: Home, layout: Layout, old: Levels, new: Levels) -> None:
+    """Rename a mailbox and all below it (INBOX is the caller's: its messages move)."""
+    if new == INBOX:
+        raise MailboxExists("Mailbox exists already")
+    if new[: len(old)] == old:
+        raise InvalidName("Can't rename a mailbox to below itself")
+    with account_lock(home):
+        there = [name for name in layout.mailboxes(home.root) if name[: len(old)] == old]
+        if not there:
+            raise NoSuchMailbox("Mailbox does not exist")
+        target = layout.path(home.root, new)
+        if os.path.exists(target) or any(name[: len(new)] == new for name in layout.mailboxes(home.root)):
+            raise MailboxExists("Mailbox exists already")
+        moves = [(name, (*new, *name[len(old) :])) for name in sorted(there, key=len, reverse=True)]
+        if layout.fs:
+            _make_parents(home, os.path.dirname(target))
+            home.disk.rename(layout.path(home.root, old), target)
+            home.disk.sync_directory(os.path.dirname(layout.path(home.root, old)))
+            home.disk.sync_directory(os.path.dirname(target))
+        else:
+            for before, after in moves:
+                with mailbox_lock(home, layout.path(home.root, before)):
+                    home.disk.rename(layout.path(home.root, before), layout.path(home.root, after))
+            home.disk.sync_directory(home.root)
+        with home.index.write() as db:
+            for before, after in moves:
+                db.execute("UPDATE mailbox SET name=? WHERE name=?", (storage_name(after), storage_name(before)))
+
+
+def listing(home: Home, layout: Layout, special: dict[str, str]) -> list[Folder]:
+    """All folders there are or that are subscribed, by name; INBOX first."""
+    there = set(layout.mailboxes(home.root))
+    storage_separator = "/" if layout.fs else "."
+    wanted = set(subscriptions.read(home.root, storage_separator)[1])
+    with home.index.read() as db:
+        uses = dict(db.execute("SELECT name, special_use FROM mailbox WHERE special_use <> ''"))
+    parents = {levels[:n] for levels in there for n in range(1, len(levels))}
+    names = there | wanted | parents
+    out = []
+    for levels in sorted(names, key=lambda name: (name != INBOX, name)):
+        name = layout.name(levels)
+        use = uses.get(storage_name(levels)) or special.get(name, "")
+        out.append(Folder(name, use if levels in there else "", levels in wanted, levels in there, levels in parents))
+    return out

@@ -1,0 +1,328 @@
+"""A mailbox as one session has it open.
+
+The session sees a *view*: an array of UIDs that moves only in `refresh`, so that sequence numbers change when the
+session says so. Rows are tuples `(uid, modseq, flags, keywords, octets, internaldate, savedate)`. All methods run their
+work in threads, one hop each, and raise `StoreError` only.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from array import array
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from pymx.mail.search import Criterion
+from pymx.ms import copying, delivering, flagging, letters, reading, removing, rows, search, view
+from pymx.ms.account import Account
+from pymx.ms.box import Box
+from pymx.ms.errors import NoSuchMailbox, ReadOnly
+from pymx.ms.index import FLAGGED
+from pymx.ms.measure import to_wire, wire_chunks
+from pymx.ms.owner import Owner
+from pymx.ms.rows import MessageRow
+
+if TYPE_CHECKING:
+    from pymx.ms.store import Store
+
+T = TypeVar("T")
+NO_RECENT = 0xFFFFFFFF
+_BULK_MESSAGES = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What `refresh` found: positions expunged (descending), arrivals at the end, changed rows."""
+
+    expunged: list[int]
+    arrived: int
+    flagged: list[MessageRow]
+    keywords_changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """STORE: the rows as they are now; UIDs left alone because of UNCHANGEDSINCE."""
+
+    rows: list[MessageRow]
+    modified: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """COPYUID: sources and targets in the same order."""
+
+    uidvalidity: int
+    source_uids: list[int]
+    target_uids: list[int]
+
+
+class StoredMessage:
+    """One message's file, open. Close it, or read it to the end."""
+
+    __slots__ = ("_fd", "_store", "octets")
+
+    def __init__(self, fd: int, octets: int, store: Store) -> None:
+        self._fd = fd
+        self._store = store
+        self.octets = octets
+
+    async def read(self) -> bytes:
+        """The whole message in wire form."""
+        return await self._store.in_thread(self._read)
+
+    def _read(self) -> bytes:
+        size = os.fstat(self._fd).st_size
+        parts = []
+        position = 0
+        while position < size and (piece := os.pread(self._fd, size - position, position)):
+            parts.append(piece)
+            position += len(piece)
+        return to_wire(b"".join(parts))
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The message in wire form, in pieces."""
+        pieces = wire_chunks(self._fd)
+        while (piece := await self._store.in_thread(lambda: next(pieces, None))) is not None:
+            yield piece
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Mailbox:
+    """An open mailbox; `close` it."""
+
+    def __init__(
+        self, store: Store, owner: Owner, name: str, box: Box, state: delivering.Opened, *, read_only: bool
+    ) -> None:
+        self.name = name
+        self.owner = owner
+        self.read_only = read_only
+        self.uidvalidity = state.row.uidvalidity
+        self.uidnext = state.row.uidnext
+        self.highestmodseq = state.row.highestmodseq
+        self.uids: array[int] = state.uids
+        self.keywords: list[str] = state.keywords
+        self.first_recent = state.first_recent if state.first_recent < state.row.uidnext or not read_only else NO_RECENT
+        self._store = store
+        self._account = store.retain(owner)
+        self._box = box
+        self._id = state.row.id
+        self._low = state.row.low
+        self._guid = state.row.guid
+        self._own_modseqs: set[int] = set()
+        self._held_back = False  # expunged messages are still in the view
+        self._callback: Callable[[], None] | None = None
+        self._closed = False
+        box.users += 1
+
+    # Looking
+
+    async def refresh(self, *, expunge: bool = True) -> Changes:
+        """Move the view to now. Without `expunge` the messages that are gone stay in it for a later call."""
+        changes, view_now = await self._run(lambda _: self._refresh(expunge))
+        self.uids, self.uidnext, self.highestmodseq, self.keywords, self._held_back = view_now
+        return changes
+
+    def _refresh(self, expunge: bool) -> tuple[Changes, tuple[array[int], int, int, list[str], bool]]:
+        box, since = self._box, self.highestmodseq
+        row = delivering.told_row(box)
+        if row.id != self._id or row.uidvalidity != self.uidvalidity:
+            raise NoSuchMailbox("Mailbox was replaced by another one")
+        if not self._held_back and row.highestmodseq == since and row.uidnext == self.uidnext:
+            return Changes([], 0, [], False), (self.uids, self.uidnext, since, self.keywords, False)
+        if not self.read_only and row.first_recent < row.uidnext:
+            flagging.claim_new(box)
+        with box.home.index.snapshot() as db:
+            fresh = box.row(db)
+            if fresh is None:
+                raise NoSuchMailbox("Mailbox does not exist")
+            base = 0 if self._held_back else since
+            gone = view.expunged_since(db, fresh, self.uids, base)
+            arrived = view.arrived_since(db, fresh, self.uids, self.uidnext)
+            flagged = self._flagged(rows.changed(db, fresh.id, self._low, since, FLAGGED), since)
+            keywords = letters.keyword_names(db, fresh)
+        box.tell(fresh.uidlist_ino, fresh.uidlist_size)
+        uids = view.without(self.uids, gone) if expunge else self.uids
+        if arrived:
+            uids = uids + array("I", arrived)
+        if uids is not self.uids:
+            uids = box.views.shared(self.uids, uids)
+        known = keywords != self.keywords
+        changes = Changes([p + 1 for p in reversed(gone)] if expunge else [], len(arrived), flagged, known)
+        held_back = bool(gone) and not expunge
+        return changes, (uids, fresh.uidnext, fresh.highestmodseq, keywords, held_back)
+
+    def _flagged(self, found: list[MessageRow], since: int) -> list[MessageRow]:
+        """Changed rows the session has not been told by its own STORE, and that are in its view."""
+        own, self._own_modseqs = self._own_modseqs, set()
+        last = self.uids[-1] if self.uids else 0
+        changed = [row for row in found if row[1] > since and row[1] not in own and row[0] <= last]
+        there = {self.uids[at] for at in flagging.positions(self.uids, [row[0] for row in changed])}
+        return [row for row in changed if row[0] in there]
+
+    async def rows(self, uids: Sequence[int], *, rendered: bool = False) -> AsyncIterator[list[MessageRow]]:
+        """Batches of rows in UID order; messages that are gone are absent."""
+        size = 200 if rendered else rows.BATCH
+        bulk = len(uids) > _BULK_MESSAGES
+        for start in range(0, len(uids), size):
+            work = functools.partial(self._rows, uids[start : start + size], rendered)
+            batch = await self._run(work, bulk=bulk)
+            if batch:
+                yield batch
+
+    def _rows(self, uids: Sequence[int], rendered: bool, _: Account) -> list[MessageRow]:
+        return reading.rows(self._box, self._low, uids, rendered, self._store.render)
+
+    async def messages(self, uids: Sequence[int]) -> AsyncIterator[tuple[int, StoredMessage | None]]:
+        """Open each message in turn; None for one that is gone."""
+        for uid in uids:
+            found = await self._run(functools.partial(self._open, uid))
+            if found is None:
+                yield uid, None
+                continue
+            message = StoredMessage(found[0], found[1], self._store)
+            try:
+                yield uid, message
+            finally:
+                message.close()
+
+    def _open(self, uid: int, _: Account) -> tuple[int, int] | None:
+        fd = reading.open_message(self._box, uid)
+        if fd is None:
+            return None
+        with self._box.home.index.read() as db:
+            found = rows.name_of(db, self._low, uid)
+        if found is None:
+            os.close(fd)
+            return None
+        return fd, found[2]
+
+    async def search(self, criterion: Criterion) -> list[int]:
+        """UIDs of the view that match, ascending."""
+        return await self._run(lambda _: search.run(criterion, _SearchView(self)), bulk=True)
+
+    # Changing
+
+    def _writable(self) -> None:
+        if self.read_only:
+            raise ReadOnly("Mailbox is read-only")
+
+    async def store_flags(
+        self,
+        uids: Sequence[int],
+        mode: Literal["set", "add", "remove"],
+        flags: int,
+        keywords: Sequence[str],
+        *,
+        unchanged_since: int | None = None,
+    ) -> Stored:
+        """Change flags; what this session changed is not told again by `refresh`."""
+        self._writable()
+        found, modified, given = await self._run(
+            lambda _: flagging.store(self._box, uids, mode, flags, keywords, unchanged_since),
+            bulk=len(uids) > _BULK_MESSAGES,
+        )
+        self._own_modseqs |= given
+        if keywords and mode != "remove":
+            self.keywords = await self._run(lambda _: self._keywords())
+        return Stored(found, modified)
+
+    def _keywords(self) -> list[str]:
+        with self._box.home.index.read() as db:
+            row = self._box.row(db)
+            return letters.keyword_names(db, row) if row else self.keywords
+
+    async def expunge(self, uids: Sequence[int] | None) -> list[int]:
+        """Remove those that have \\Deleted, of `uids` or of all in the view. The view moves at the next `refresh`."""
+        self._writable()
+
+        def expunge(_: Account) -> list[int]:
+            if uids is not None:
+                return removing.expunge(self._box, uids, only_deleted=True)
+            with self._box.home.index.read() as db:
+                doomed = rows.deleted(db, self._low, self.uids)
+            return removing.expunge(self._box, doomed, only_deleted=True) if doomed else []
+
+        return await self._run(expunge, bulk=uids is None or len(uids) > _BULK_MESSAGES)
+
+    async def copy(self, uids: Sequence[int], target: str) -> Copied:
+        """COPY to another mailbox of this account."""
+        return await self._run(lambda account: self._copy(account, uids, target), bulk=len(uids) > _BULK_MESSAGES)
+
+    def _copy(self, account: Account, uids: Sequence[int], target: str) -> Copied:
+        box = account.box(self._store.levels(target))
+        box.refresh()
+        old, new, state = copying.copy(self._box, box, uids)
+        if new:
+            box.tell(*state)
+        with box.home.index.read() as db:
+            row = box.row(db)
+        return Copied(row.uidvalidity if row else 0, old, new)
+
+    async def move(self, uids: Sequence[int], target: str) -> Copied:
+        """MOVE: copied and synced, then removed here (RFC 6851). A crash between leaves both, never neither."""
+        self._writable()
+
+        def move(account: Account) -> Copied:
+            copied = self._copy(account, uids, target)
+            removing.expunge(self._box, copied.source_uids, only_deleted=False)
+            return copied
+
+        return await self._run(move, bulk=len(uids) > _BULK_MESSAGES)
+
+    # Watching
+
+    def watch(self, callback: Callable[[], None] | None) -> None:
+        """Call `callback` in the loop when the mailbox may have changed; None ends it."""
+        key = (self.owner.email, self._guid)
+        if self._callback is not None:
+            self._store.hints.unsubscribe(key, self._callback)
+            self._store.watch.remove(self._box)
+        self._callback = callback
+        if callback is not None:
+            self._store.hints.subscribe(key, callback)
+            self._store.watch.add(self._box)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self.watch(None)
+        self._box.users -= 1
+        self._store.release(self._account)
+
+    async def _run(self, function: Callable[[Account], T], *, bulk: bool = False) -> T:
+        return await self._store.run(self.owner, function, bulk=bulk)
+
+
+class _SearchView:
+    """What SEARCH looks at, in a thread."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self.uids: Sequence[int] = mailbox.uids
+        self.first_recent = mailbox.first_recent
+        self._box = mailbox._box
+        self._low = mailbox._low
+        self._keywords = {name.lower(): bit for bit, name in enumerate(mailbox.keywords) if name}
+
+    def rows(self, uids: Sequence[int]) -> Iterable[MessageRow]:
+        for start in range(0, len(uids), rows.BATCH):
+            yield from reading.rows(self._box, self._low, uids[start : start + rows.BATCH], False, None)
+
+    def header(self, uid: int) -> bytes | None:
+        return reading.read_header(self._box, uid)
+
+    def message(self, uid: int) -> bytes | None:
+        return reading.read_message(self._box, uid)
+
+    def keyword_bit(self, name: str) -> int | None:
+        return self._keywords.get(name.lower())

@@ -1,0 +1,108 @@
+"""Reading messages and filling in what rows lack: dates, ENVELOPE and BODYSTRUCTURE of messages that came from outside.
+
+Files are opened by the name in the row, without a lock. A name that is no longer there was changed by somebody: the row
+is read again, then `cur/` and `new/` are tried, then the mailbox is compared with its files; after that it is gone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from pymx.ms.arrive import Render
+from pymx.ms.box import Box, Hold
+from pymx.ms.measure import to_wire
+from pymx.ms.rows import MessageRow, name_of, select, select_rendered
+
+
+def open_message(box: Box, uid: int) -> int | None:
+    """A file descriptor of the message, or None when it is gone."""
+    for attempt in range(3):
+        if attempt == 2:
+            with Hold(box, full=True):
+                pass
+        with box.home.index.read() as db:
+            row = box.row(db)
+            found = name_of(db, row.low, uid) if row else None
+        if found is None:
+            return None
+        name, in_new, _ = found
+        directories = (box.new, box.cur) if in_new else (box.cur, box.new)
+        for directory in directories:
+            try:
+                return os.open(os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                continue
+    return None
+
+
+def read_message(box: Box, uid: int) -> bytes | None:
+    """The whole message in wire form, or None when it is gone."""
+    fd = open_message(box, uid)
+    if fd is None:
+        return None
+    with open(fd, "rb") as file:
+        return to_wire(file.read())
+
+
+def read_header(box: Box, uid: int) -> bytes | None:
+    """The header block in wire form, with the empty line."""
+    fd = open_message(box, uid)
+    if fd is None:
+        return None
+    with open(fd, "rb") as file:
+        data = b""
+        while piece := file.read(16384):
+            data += piece
+            if data.startswith((b"\n", b"\r\n")):
+                return b"\r\n"
+            ends = [at + len(mark) for mark in (b"\n\n", b"\n\r\n") if (at := data.find(mark)) >= 0]
+            if ends:
+                return to_wire(data[: min(ends)])
+        return to_wire(data)
+
+
+def rows(box: Box, low: int, uids: Sequence[int], rendered: bool, render: Render | None) -> list[MessageRow]:
+    """Rows of the messages that are there, with nothing missing in them."""
+    with box.home.index.read() as db:
+        found = select_rendered(db, low, uids) if rendered else select(db, low, uids)
+    undated = [row[0] for row in found if row[5] is None]
+    unrendered = [row[0] for row in found if row[7] is None] if rendered else []
+    if not undated and not unrendered:
+        return found
+    if undated:
+        _fill_dates(box, low, undated)
+    if unrendered and render is not None:
+        _fill_rendered(box, low, unrendered, render)
+    with box.home.index.read() as db:
+        found = select_rendered(db, low, uids) if rendered else select(db, low, uids)
+    # what is still missing has no file any more; the next listing takes its row away
+    return [row for row in found if row[5] is not None and (not rendered or row[7] is not None)]
+
+
+def _fill_dates(box: Box, low: int, uids: Sequence[int]) -> None:
+    with box.home.index.read() as db:
+        files = select(db, low, uids, columns="id & 4294967295, in_new, name")
+    dates = []
+    for uid, in_new, name in files:
+        try:
+            date = int(os.stat(os.path.join(box.new if in_new else box.cur, name)).st_mtime)
+        except FileNotFoundError:
+            fd = open_message(box, uid)
+            if fd is None:
+                continue
+            date = int(os.fstat(fd).st_mtime)
+            os.close(fd)
+        dates.append((date, low | uid))
+    with box.home.index.write() as db:
+        db.executemany("UPDATE message SET internaldate=? WHERE id=?", dates)
+
+
+def _fill_rendered(box: Box, low: int, uids: Sequence[int], render: Render) -> None:
+    filled = []
+    for uid in uids:
+        message = read_message(box, uid)
+        if message is not None:
+            filled.append((low | uid, *render(message)))
+    with box.home.index.write() as db:
+        db.executemany("REPLACE INTO rendered(id, envelope, bodystructure) VALUES(?, ?, ?)", filled)

@@ -1,0 +1,87 @@
+"""Rows of messages as tuples: `(uid, modseq, flags, keywords, octets, internaldate, savedate)`.
+
+Octets are those of the wire form, dates Unix seconds. A range of UIDs is one scan of the primary key; a sparse set is
+asked for by value.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from pymx.ms.index import UID_MASK
+
+MessageRow = tuple[Any, ...]
+COLUMNS = "id & 4294967295, modseq, flags, keywords, octets, internaldate, savedate"
+_RENDERED = (
+    "SELECT m.id & 4294967295, modseq, flags, keywords, octets, internaldate, savedate, envelope, bodystructure"
+    " FROM message m LEFT JOIN rendered r ON r.id = m.id WHERE m.id IN ("
+)
+BATCH = 2000
+_BY_VALUE = 900
+
+
+def select(db: sqlite3.Connection, low: int, uids: Sequence[int], *, columns: str = COLUMNS) -> list[MessageRow]:
+    """The rows of `uids` (ascending), in UID order; expunged ones are absent. The first column must be the UID."""
+    if not uids:
+        return []
+    first, last = uids[0], uids[-1]
+    if last - first < 4 * len(uids):
+        found = db.execute(
+            f"SELECT {columns} FROM message WHERE id BETWEEN ? AND ?",  # noqa: S608  (column names of our own)
+            (low | first, low | last),
+        ).fetchall()
+        if last - first + 1 != len(uids) and len(found) > 0:
+            wanted = set(uids)
+            found = [row for row in found if row[0] in wanted]
+        return found
+    out: list[MessageRow] = []
+    for start in range(0, len(uids), _BY_VALUE):
+        ids = [low | uid for uid in uids[start : start + _BY_VALUE]]
+        places = ",".join("?" * len(ids))
+        out += db.execute(f"SELECT {columns} FROM message WHERE id IN ({places}) ORDER BY id", ids).fetchall()  # noqa: S608
+    return out
+
+
+def select_rendered(db: sqlite3.Connection, low: int, uids: Sequence[int]) -> list[MessageRow]:
+    """Rows with ENVELOPE and BODYSTRUCTURE behind them; None where not rendered yet."""
+    out: list[MessageRow] = []
+    for start in range(0, len(uids), _BY_VALUE):
+        ids = [low | uid for uid in uids[start : start + _BY_VALUE]]
+        places = ",".join("?" * len(ids))
+        out += db.execute(_RENDERED + places + ") ORDER BY m.id", ids).fetchall()
+    return out
+
+
+def name_of(db: sqlite3.Connection, low: int, uid: int) -> tuple[bytes, int, int] | None:
+    """File name, in_new and wire octets of one message."""
+    found: tuple[bytes, int, int] | None = db.execute(
+        "SELECT name, in_new, octets FROM message WHERE id=?", (low | (uid & UID_MASK),)
+    ).fetchone()
+    return found
+
+
+def changed(db: sqlite3.Connection, mailbox: int, low: int, since: int, kind: int) -> list[MessageRow]:
+    """Rows whose messages `change` names with this kind after `since`, in UID order."""
+    found: dict[int, MessageRow] = {}
+    for first, last in db.execute(
+        "SELECT DISTINCT first, last FROM change WHERE mailbox=? AND modseq>? AND kind=?", (mailbox, since, kind)
+    ).fetchall():
+        for row in db.execute(
+            f"SELECT {COLUMNS} FROM message WHERE id BETWEEN ? AND ?",  # noqa: S608
+            (low | first, low | last),
+        ):
+            found[row[0]] = row
+    return [found[uid] for uid in sorted(found)]
+
+
+def deleted(db: sqlite3.Connection, low: int, uids: Sequence[int]) -> list[int]:
+    """Those of `uids` that have \\Deleted."""
+    if not uids:
+        return []
+    found = db.execute(
+        "SELECT id & 4294967295 FROM message WHERE id BETWEEN ? AND ? AND flags & 8", (low | uids[0], low | uids[-1])
+    ).fetchall()
+    doomed = {uid for (uid,) in found}
+    return [uid for uid in uids if uid in doomed] if doomed else []

@@ -1,0 +1,441 @@
+"""The message store's door: deliveries, folders, mailboxes. Everything async, the work in threads.
+
+One thread hop per call. Long work on many messages goes to a pool of its own, so that it never stands in the way of a
+delivery. What may be raised is in `pymx.ms.errors`; nothing else comes out.
+
+Guarantee: when `deliver` or `append` returns, the message and its name are on disk; when a UID or UIDNEXT is returned
+by `append`, `status`, `open`, `refresh`, `copy` or `move`, the uidlist line behind it is too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pymx import log, metrics
+from pymx.config import model
+from pymx.ms import appending, arrive, copying, delivering, flagging, folders, names, removing
+from pymx.ms.account import Account
+from pymx.ms.box import Box
+from pymx.ms.disk import Disk
+from pymx.ms.errors import MailboxExists, NoSuchMailbox, OverQuota, StoreError, translated
+from pymx.ms.folders import Folder
+from pymx.ms.hints import Hints
+from pymx.ms.index import NAME as INDEX_NAME
+from pymx.ms.layout import INBOX, Layout, is_mailbox
+from pymx.ms.mailbox import Mailbox
+from pymx.ms.owner import Owner
+from pymx.ms.watch import Watch
+from pymx.spool import Content
+
+T = TypeVar("T")
+MAX_OPEN_ACCOUNTS = 32
+_log = log.get("ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message for one mailbox; a missing mailbox means INBOX, unless `create`."""
+
+    owner: Owner
+    mailbox: str
+    content: Content
+    flags: int = 0
+    create: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """Where it went. The UID is not yet told: whoever shows it to a client passes the told barrier first."""
+
+    mailbox: str
+    uidvalidity: int
+    uid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """One message of APPEND."""
+
+    content: Content
+    flags: int
+    keywords: tuple[str, ...]
+    internaldate: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """APPENDUID."""
+
+    uidvalidity: int
+    uids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The items of STATUS."""
+
+    messages: int
+    unseen: int
+    recent: int
+    uidnext: int
+    uidvalidity: int
+    highestmodseq: int
+    octets: int
+    deleted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an account holds."""
+
+    octets: int
+    messages: int
+
+
+class Store:
+    """The mailboxes of all accounts under one root."""
+
+    def __init__(
+        self,
+        mail: model.Mail,
+        *,
+        render: arrive.Render | None,
+        runtime_dir: Path | None,
+        hostname: str,
+        disk: Disk | None = None,
+        boot: str = "",
+    ) -> None:
+        self._mail = mail
+        self.separator = mail.separator
+        self.render = render
+        self._root = os.fsencode(mail.root)
+        self._layout = Layout(mail.layout, mail.separator)
+        self._disk = disk or Disk()
+        self._boot = boot
+        self._host = names.host_part(hostname)
+        self._accounts: dict[str, Account] = {}
+        self.hints = Hints(runtime_dir)
+        self.watch = Watch(self._look)
+        self._pool = ThreadPoolExecutor(mail.threads, thread_name_prefix="ms")
+        self._bulk = ThreadPoolExecutor(mail.bulk_threads, thread_name_prefix="ms-bulk")
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.hints.start(loop, f"{os.getpid()}-{secrets.token_hex(4)}")
+        self.watch.start(loop)
+
+    async def close(self) -> None:
+        await self.watch.close()
+        self.hints.close()
+        loop = asyncio.get_running_loop()
+        for account in list(self._accounts.values()):
+            await loop.run_in_executor(self._bulk, functools.partial(account.call, account.close))
+        self._accounts.clear()
+        await loop.run_in_executor(None, self._pool.shutdown)
+        await loop.run_in_executor(None, self._bulk.shutdown)
+
+    # Threads and accounts
+
+    def _account(self, owner: Owner) -> Account:
+        account = self._accounts.pop(owner.email, None)
+        if account is None:
+            self._evict()
+            root = owner.path(self._root)
+            if self._mail.index_dir:
+                index = os.path.join(owner.path(os.fsencode(self._mail.index_dir)), INDEX_NAME)
+            else:
+                index = os.path.join(root, INDEX_NAME)
+            account = Account(
+                owner,
+                root,
+                index,
+                self._layout,
+                disk=self._disk,
+                host=self._host,
+                changed=self.hints.publish,
+                boot=self._boot,
+            )
+        self._accounts[owner.email] = account  # last used last
+        return account
+
+    def _evict(self) -> None:
+        for email, account in list(self._accounts.items()):
+            if len(self._accounts) < MAX_OPEN_ACCOUNTS:
+                return
+            if not account.uses:
+                del self._accounts[email]
+                self._bulk.submit(account.call, account.close)
+
+    async def run(self, owner: Owner, function: Callable[[Account], T], *, bulk: bool = False) -> T:
+        """`function(account)` in a thread, with the account kept open meanwhile and errors translated."""
+        account = self._account(owner)
+        account.uses += 1
+        try:
+            work = functools.partial(account.call, functools.partial(function, account))
+            return await asyncio.get_running_loop().run_in_executor(self._bulk if bulk else self._pool, work)
+        finally:
+            account.uses -= 1
+            if account.home.index.wants_checkpoint:
+                self._bulk.submit(account.call, account.home.index.checkpoint)
+
+    async def in_thread(self, function: Callable[[], T]) -> T:
+        """Plain file work in a thread."""
+
+        def work() -> T:
+            with translated():
+                return function()
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def retain(self, owner: Owner) -> Account:
+        """An account that stays open until `release`: a session has a mailbox of it selected."""
+        account = self._account(owner)
+        account.uses += 1
+        return account
+
+    def release(self, account: Account) -> None:
+        account.uses -= 1
+
+    async def _look(self, boxes: list[Box]) -> None:
+        """Compare watched mailboxes with their index; differences become hints."""
+
+        def look() -> None:
+            for box in boxes:
+                try:
+                    box.refresh()
+                except NoSuchMailbox:
+                    box.home.changed(box.guid, 0)
+                except (OSError, StoreError) as error:
+                    _log.warning("mailbox_not_looked_at", mailbox=box.name, account=box.home.email, error=str(error))
+
+        await asyncio.get_running_loop().run_in_executor(self._bulk, look)
+
+    # Delivery
+
+    async def deliver(self, deliveries: Sequence[Delivery]) -> list[Delivered | StoreError]:
+        """Store each; durable at return. One bad mailbox does not stop the others."""
+        groups = delivering.groups([d.content for d in deliveries])
+        if len(deliveries) == 1:
+            return [await self._deliver_alone(deliveries[0])]
+        out: list[Delivered | StoreError | None] = [None] * len(deliveries)
+        async with asyncio.TaskGroup() as tasks:
+            for group in groups:
+                tasks.create_task(self._deliver_group(deliveries, group, out))
+        return [result for result in out if result is not None]
+
+    async def _deliver_alone(self, delivery: Delivery) -> Delivered | StoreError:
+        try:
+            result = await self.run(delivery.owner, lambda account: self._deliver(account, delivery, None)[0])
+        except StoreError as error:
+            return error
+        metrics.add("ms_messages_delivered")
+        return result
+
+    async def _deliver_group(
+        self, deliveries: Sequence[Delivery], group: list[int], out: list[Delivered | StoreError | None]
+    ) -> None:
+        """Equal messages: written once, linked into every mailbox."""
+        if len(group) == 1:
+            out[group[0]] = await self._deliver_alone(deliveries[group[0]])
+            return
+        shared: arrive.Prepared | None = None
+        waiting = list(group)
+        try:
+            while waiting and shared is None:
+                number = waiting.pop(0)
+                delivery = deliveries[number]
+                try:
+                    out[number], shared = await self.run(
+                        delivery.owner, functools.partial(self._deliver, delivery=delivery, shared=None, keep=True)
+                    )
+                except StoreError as error:
+                    out[number] = error
+            async with asyncio.TaskGroup() as tasks:
+                for number in waiting:
+                    tasks.create_task(self._deliver_shared(deliveries[number], shared, number, out))
+        finally:
+            if shared is not None:
+                shared.close(self._disk)
+
+    async def _deliver_shared(
+        self,
+        delivery: Delivery,
+        shared: arrive.Prepared | None,
+        number: int,
+        out: list[Delivered | StoreError | None],
+    ) -> None:
+        try:
+            out[number] = await self.run(delivery.owner, lambda account: self._deliver(account, delivery, shared)[0])
+        except StoreError as error:
+            out[number] = error
+
+    def _deliver(
+        self, account: Account, delivery: Delivery, shared: arrive.Prepared | None, keep: bool = False
+    ) -> tuple[Delivered, arrive.Prepared | None]:
+        self._check_quota(account, delivery.owner, delivery.content.size_octets)
+        box = self._target(account, delivery)
+        placed = delivering.deliver(box, delivery.content, delivery.flags, self.render, shared=shared, keep=keep)
+        return Delivered(self._layout.name(box.levels), placed.uidvalidity, placed.uid), placed.prepared
+
+    def _target(self, account: Account, delivery: Delivery) -> Box:
+        levels = self._layout.levels(delivery.mailbox)
+        try:
+            return account.box(levels)
+        except NoSuchMailbox:
+            if not delivery.create:
+                return account.box(INBOX)
+        account.box(INBOX)
+        try:
+            folders.create(account.home, self._layout, levels, "")
+            account.subscribe(levels, subscribe=True)
+        except MailboxExists:
+            pass  # made by somebody else just now
+        return account.box(levels)
+
+    # Quota
+
+    def _check_quota(self, account: Account, owner: Owner, octets: int) -> None:
+        if owner.quota_octets and account.usage()[0] + octets > owner.quota_octets:
+            raise OverQuota("Mailbox is over quota")
+
+    async def check_quota(self, owner: Owner, octets: int) -> None:
+        """OverQuota if `octets` more would be too much."""
+        if owner.quota_octets:
+            await self.run(owner, lambda account: self._check_quota(account, owner, octets))
+
+    async def usage(self, owner: Owner) -> Usage:
+        return Usage(*await self.run(owner, lambda account: account.usage()))
+
+    # Folders
+
+    async def prepare(self, owner: Owner) -> None:
+        """First login: make and subscribe the usual folders, once."""
+
+        def prepare(account: Account) -> None:
+            account.box(INBOX)
+            with account.home.index.read() as db:
+                if db.execute("SELECT 1 FROM meta WHERE key='prepared'").fetchone():
+                    return
+            if not os.path.exists(os.path.join(account.home.root, b"subscriptions")):
+                account.subscribe(INBOX, subscribe=True)
+                for name in self._mail.folders:
+                    levels = self._layout.levels(name)
+                    if not is_mailbox(self._layout.path(account.home.root, levels)):
+                        try:
+                            folders.create(account.home, self._layout, levels, self._mail.folders[name])
+                        except MailboxExists:
+                            pass  # another session of this user's first login
+                    account.subscribe(levels, subscribe=True)
+            with account.home.index.write() as db:
+                db.execute("INSERT OR REPLACE INTO meta VALUES('prepared', 1)")
+
+        await self.run(owner, prepare)
+
+    async def folders(self, owner: Owner) -> list[Folder]:
+        def listing(account: Account) -> list[Folder]:
+            account.box(INBOX)
+            return folders.listing(account.home, self._layout, self._mail.folders)
+
+        return await self.run(owner, listing)
+
+    async def status(self, owner: Owner, name: str) -> Status:
+        levels = self._layout.levels(name)
+
+        def status(account: Account) -> Status:
+            row = delivering.told_row(account.box(levels))
+            with account.home.index.read() as db:
+                recent = db.execute(
+                    "SELECT count(*) FROM message WHERE id BETWEEN ? AND ?", (row.low | row.first_recent, row.high)
+                ).fetchone()[0]
+            return Status(
+                row.messages,
+                row.unseen,
+                recent,
+                row.uidnext,
+                row.uidvalidity,
+                row.highestmodseq,
+                row.octets,
+                row.deleted,
+            )
+
+        return await self.run(owner, status)
+
+    async def create(self, owner: Owner, name: str, special_use: str = "") -> None:
+        levels = self._layout.levels(name)
+
+        def create(account: Account) -> None:
+            account.box(INBOX)
+            folders.create(account.home, self._layout, levels, special_use)
+
+        await self.run(owner, create)
+
+    async def delete(self, owner: Owner, name: str) -> None:
+        levels = self._layout.levels(name)
+
+        def delete(account: Account) -> bytes:
+            return folders.delete(account.home, self._layout, levels)
+
+        trash = await self.run(owner, delete)
+        await self.run(owner, lambda _: folders.purge(trash), bulk=True)
+
+    async def rename(self, owner: Owner, old: str, new: str) -> None:
+        """RENAME; of INBOX it means that its messages move to a new mailbox (RFC 3501 s. 6.3.5)."""
+        before, after = self._layout.levels(old), self._layout.levels(new)
+
+        def rename(account: Account) -> None:
+            if before != INBOX:
+                folders.rename(account.home, self._layout, before, after)
+                return
+            inbox = account.box(INBOX)
+            folders.create(account.home, self._layout, after, "")
+            row = delivering.told_row(inbox)
+            with account.home.index.read() as db:
+                uids = inbox.views.full(db, row)
+            moved, _, _ = copying.copy(inbox, account.box(after), uids)
+            removing.expunge(inbox, moved, only_deleted=False)
+
+        await self.run(owner, rename, bulk=before == INBOX)
+
+    async def subscribe(self, owner: Owner, name: str) -> None:
+        levels = self._layout.levels(name)
+        await self.run(owner, lambda account: account.subscribe(levels, subscribe=True))
+
+    async def unsubscribe(self, owner: Owner, name: str) -> None:
+        levels = self._layout.levels(name)
+        await self.run(owner, lambda account: account.subscribe(levels, subscribe=False))
+
+    # Mailboxes
+
+    async def append(self, owner: Owner, name: str, items: Sequence[Append]) -> Appended:
+        """APPEND or MULTIAPPEND: all or none, durable, UIDs told."""
+        levels = self._layout.levels(name)
+
+        def append(account: Account) -> Appended:
+            box = account.box(levels)
+            self._check_quota(account, owner, sum(item.content.size_octets for item in items))
+            messages = [(i.content, i.flags, i.keywords, i.internaldate) for i in items]
+            return Appended(*appending.append(box, messages, self.render))
+
+        return await self.run(owner, append)
+
+    async def open(self, owner: Owner, name: str, *, read_only: bool) -> Mailbox:
+        """SELECT, or EXAMINE with `read_only`."""
+        levels = self._layout.levels(name)
+
+        def opened(account: Account) -> tuple[Box, delivering.Opened]:
+            box = account.box(levels)
+            return box, delivering.opened(box, None if read_only else flagging.claim_new)
+
+        box, state = await self.run(owner, opened)
+        return Mailbox(self, owner, self._layout.name(levels), box, state, read_only=read_only)
+
+    def levels(self, name: str) -> tuple[str, ...]:
+        return self._layout.levels(name)
