@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 
 import dkim.canonicalization as oracle
@@ -75,7 +76,7 @@ def test_bodies_agree_with_dkimpy_however_they_are_cut(parts: list[bytes], cuts:
     """Any body in wire form, in any pieces, hashes as dkimpy has it."""
     body = b"".join(parts)
     edges = sorted({0, len(body), *(c for c in cuts if c < len(body))})
-    pieces = [body[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [body[a:b] for a, b in itertools.pairwise(edges)]
     ended = body if not body or body.endswith(b"\r\n") else body + b"\r\n"
     assert canonical(RelaxedBody, pieces) == oracle.Relaxed.canonicalize_body(ended).removesuffix(
         b"\r\n" if not ended else b""

@@ -30,7 +30,6 @@ MIN_RSA_BITS = 1024  # RFC 8301 s. 3.2; less is not loaded
 MAX_RSA_BITS = 4096
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\Z")
-_LOOK_AGAIN_S = 1.0
 _ACTIVE = "active"
 
 
@@ -210,8 +209,15 @@ class KeyRing:
     When a changed file can't be used, the keys loaded before stay in use and `complain` hears why.
     """
 
-    def __init__(self, directory: Path, *, complain: Callable[[Path, str], None] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        complain: Callable[[Path, str], None] | None = None,
+        look_again_s: float = 1.0,
+    ) -> None:
         self._directory = directory
+        self._look_again_s = look_again_s
         self._complain = complain
         self._loaded: dict[str, _Loaded] = {}
 
@@ -219,7 +225,7 @@ class KeyRing:
         """The keys that sign for `domain` (A-labels); empty when there are none. Raises KeyUnusable."""
         now = time.monotonic()
         loaded = self._loaded.get(domain)
-        if loaded is not None and now - loaded.looked < _LOOK_AGAIN_S:
+        if loaded is not None and now - loaded.looked < self._look_again_s:
             return loaded.keys
         try:
             folder = domain_directory(self._directory, domain)
