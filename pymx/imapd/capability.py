@@ -1,0 +1,22 @@
+"""The capabilities offered, by state: a short list before login, the whole one after it."""
+
+from __future__ import annotations
+
+_ALWAYS = "IMAP4rev1 LITERAL+ SASL-IR ID ENABLE"
+_LOGGED_IN = (
+    "IDLE NAMESPACE CHILDREN UIDPLUS UNSELECT MOVE SPECIAL-USE LIST-EXTENDED LIST-STATUS STATUS=SIZE ESEARCH"
+    " CONDSTORE MULTIAPPEND"
+)
+
+
+def before_login(*, starttls: bool, login_allowed: bool) -> bytes:
+    """`starttls`: it can be begun now; without `login_allowed` LOGIN is refused (RFC 3501 s. 6.2.3)."""
+    words = _ALWAYS
+    if starttls:
+        words += " STARTTLS"
+    words += " AUTH=PLAIN AUTH=LOGIN" if login_allowed else " LOGINDISABLED"
+    return words.encode()
+
+
+def after_login(append_limit: int) -> bytes:
+    return f"{_ALWAYS} {_LOGGED_IN} APPENDLIMIT={append_limit}".encode()

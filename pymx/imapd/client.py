@@ -1,0 +1,197 @@
+"""What a command sees of its session: who is logged in, the selected mailbox, and the way out.
+
+`write` collects; what is collected goes to the network in pieces of 64 KB and when there is nothing more to do.
+`drain` waits while the client does not read; it raises `Disconnected` when there is nobody left to write to.
+"""
+
+from __future__ import annotations
+
+import enum
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from pymx.imapd.namespace import Namespace
+from pymx.ms.mailbox import Changes, Mailbox
+from pymx.ms.owner import Owner
+from pymx.proto.imap.rows import Row, RowFormat, numbers
+from pymx.proto.imap.sequence import SequenceSet, select
+
+if TYPE_CHECKING:
+    from pymx.imapd.server import ImapServer
+
+CHUNK = 65_536
+_SYSTEM_FLAGS = b"\\Answered \\Flagged \\Deleted \\Seen \\Draft"
+
+
+class State(enum.Flag):
+    """RFC 3501 s. 3."""
+
+    NOT_AUTHENTICATED = enum.auto()
+    AUTHENTICATED = enum.auto()
+    SELECTED = enum.auto()
+
+
+class Disconnected(Exception):
+    """The client is gone."""
+
+
+class MailboxGone(Exception):
+    """The selected mailbox was deleted or renamed by somebody else: the session can only end."""
+
+
+class Wire(Protocol):
+    """The connection under a client."""
+
+    def send(self, data: bytes) -> None: ...
+
+    async def drained(self) -> None: ...
+
+    async def read_line(self) -> bytes: ...
+
+    async def start_tls(self) -> None: ...
+
+    def begin_idle(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+class Client:
+    """One session's state."""
+
+    __slots__ = (
+        "_pieces",
+        "_size",
+        "client_id",
+        "condstore",
+        "kept",
+        "leaving",
+        "login",
+        "mailbox",
+        "octets_out",
+        "owner",
+        "peer_ip",
+        "secure",
+        "server",
+        "tag",
+        "wire",
+    )
+
+    def __init__(self, server: ImapServer, wire: Wire, peer_ip: str, *, secure: bool) -> None:
+        self.server = server
+        self.wire = wire
+        self.peer_ip = peer_ip
+        self.secure = secure  # in TLS
+        self.tag = b""
+        self.login = ""
+        self.client_id = ""
+        self.owner: Owner | None = None
+        self.mailbox: Mailbox | None = None
+        self.condstore = False
+        self.leaving = ""  # why the session ends after this command
+        self.kept: tuple[int, bytes] | None = None  # a large message that is being fetched piece by piece
+        self.octets_out = 0
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    # --- state
+
+    @property
+    def state(self) -> State:
+        if self.mailbox is not None:
+            return State.SELECTED
+        return State.NOT_AUTHENTICATED if self.owner is None else State.AUTHENTICATED
+
+    @property
+    def namespace(self) -> Namespace:
+        return self.server.namespace
+
+    @property
+    def account(self) -> Owner:
+        assert self.owner is not None, "the table lets no command through before login"
+        return self.owner
+
+    @property
+    def selected(self) -> Mailbox:
+        assert self.mailbox is not None, "the table lets no command through without a mailbox"
+        return self.mailbox
+
+    def unselect(self) -> None:
+        mailbox, self.mailbox = self.mailbox, None
+        self.kept = None
+        if mailbox is not None:
+            mailbox.close()
+
+    def resolve(self, messages: SequenceSet, *, by_uid: bool) -> Sequence[int]:
+        """UIDs of a message set, ascending. Raises Bad for sequence numbers that don't exist."""
+        view = self.selected.uids
+        return select(view, messages.uids(view) if by_uid else messages.numbers(view))
+
+    # --- output
+
+    def write(self, data: bytes) -> None:
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size >= CHUNK:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._pieces:
+            data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+            self._pieces = []
+            self._size = 0
+            self.octets_out += len(data)
+            self.wire.send(data)
+
+    async def drain(self) -> None:
+        """Wait until the client has taken most of what was sent."""
+        await self.wire.drained()
+
+    def write_flags(self) -> None:
+        """The flags in use and those that may be set (RFC 3501 s. 7.2.6, 7.1)."""
+        mailbox = self.selected
+        keywords = " ".join(name for name in mailbox.keywords if name).encode("ascii", "replace")
+        flags = _SYSTEM_FLAGS + b" " + keywords if keywords else _SYSTEM_FLAGS
+        self.write(b"* FLAGS (%b)\r\n" % flags)
+        if mailbox.read_only:
+            self.write(b"* OK [PERMANENTFLAGS ()] Read-only mailbox.\r\n")
+        else:
+            self.write(b"* OK [PERMANENTFLAGS (%b \\*)] Flags permitted.\r\n" % flags)
+
+    def write_counts(self) -> None:
+        mailbox = self.selected
+        view = mailbox.uids
+        self.write(b"* %d EXISTS\r\n* %d RECENT\r\n" % (len(view), len(view) - bisect_left(view, mailbox.first_recent)))
+
+    def write_rows(self, rows: Sequence[Row], *, with_uid: bool, with_flags: bool = True) -> None:
+        """FETCH responses with the flags of rows."""
+        items = ["UID"] if with_uid else []
+        if self.condstore:
+            items.append("MODSEQ")
+        if with_flags:
+            items.append("FLAGS")
+        if not items or not rows:
+            return
+        mailbox = self.selected
+        form = RowFormat(items, mailbox.keywords, mailbox.first_recent)
+        self.write(b"".join(form.lines(numbers(mailbox.uids, rows), rows)))
+
+    async def tell_changes(self, *, expunge: bool) -> None:
+        """Move the view to what the mailbox is now and say so (RFC 3501 s. 5.2, 7.4.1).
+
+        `expunge` False: during FETCH, STORE and SEARCH sequence numbers must stay what they are.
+        """
+        mailbox = self.selected
+        changes = await mailbox.refresh(expunge=expunge)
+        self._write_changes(changes)
+
+    def _write_changes(self, changes: Changes) -> None:
+        if changes.expunged:
+            self.write(b"".join([b"* %d EXPUNGE\r\n" % number for number in changes.expunged]))
+            self.kept = None
+        if changes.keywords_changed:
+            self.write_flags()
+        if changes.arrived:
+            self.write_counts()
+        # RFC 7162 s. 3.2.4: with CONDSTORE the UID helps a client to find the message
+        self.write_rows(changes.flagged, with_uid=self.condstore)

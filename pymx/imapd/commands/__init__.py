@@ -1,0 +1,124 @@
+"""The command table: for each command its parser, what it does, in which states, and what it may disturb.
+
+A new command is a file in `pymx.proto.imap.commands` (its arguments), one here (its effect) and a row below.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pymx.imapd.client import Client, State
+from pymx.imapd.commands import (
+    append,
+    copy,
+    expunge,
+    fetch,
+    folder,
+    identity,
+    idle,
+    list,
+    login,
+    search,
+    select,
+    session,
+    status,
+    store,
+)
+from pymx.proto.imap.commands import append as append_syntax
+from pymx.proto.imap.commands import copy as copy_syntax
+from pymx.proto.imap.commands import expunge as expunge_syntax
+from pymx.proto.imap.commands import fetch as fetch_syntax
+from pymx.proto.imap.commands import folder as folder_syntax
+from pymx.proto.imap.commands import identity as identity_syntax
+from pymx.proto.imap.commands import list as list_syntax
+from pymx.proto.imap.commands import login as login_syntax
+from pymx.proto.imap.commands import search as search_syntax
+from pymx.proto.imap.commands import select as select_syntax
+from pymx.proto.imap.commands import status as status_syntax
+from pymx.proto.imap.commands import store as store_syntax
+from pymx.proto.imap.commands.plain import parse_nothing
+from pymx.proto.imap.lexer import Cursor
+
+Arguments = TypeVar("Arguments")
+
+
+class Changes(enum.Enum):
+    """What of the mailbox's changes a command tells before its tagged reply."""
+
+    NONE = enum.auto()
+    # RFC 3501 s. 7.4.1: no EXPUNGE in answer to FETCH, STORE or SEARCH
+    NO_EXPUNGE = enum.auto()
+    ALL = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A row of the table. `act` parses and runs, and gives the tagged reply without its tag ("" = none yet)."""
+
+    act: Callable[[Client, Cursor], Awaitable[bytes]]
+    states: State
+    changes: Changes
+
+
+def _row(
+    parse: Callable[[Cursor], Arguments],
+    run: Callable[[Client, Arguments], Awaitable[bytes]],
+    states: State,
+    changes: Changes = Changes.NONE,
+) -> Command:
+    async def act(client: Client, cursor: Cursor) -> bytes:
+        return await run(client, parse(cursor))
+
+    return Command(act, states, changes)
+
+
+_ANY = State.NOT_AUTHENTICATED | State.AUTHENTICATED | State.SELECTED
+_BEFORE = State.NOT_AUTHENTICATED
+_AFTER = State.AUTHENTICATED | State.SELECTED
+_SELECTED = State.SELECTED
+
+TABLE: Mapping[bytes, Command] = {
+    # any state
+    b"CAPABILITY": _row(parse_nothing, session.capability, _ANY),
+    b"NOOP": _row(parse_nothing, session.noop, _ANY, Changes.ALL),
+    b"LOGOUT": _row(parse_nothing, session.logout, _ANY),
+    b"ID": _row(identity_syntax.parse_id, identity.identify, _ANY),
+    # before login
+    b"STARTTLS": _row(parse_nothing, login.starttls, _BEFORE),
+    b"LOGIN": _row(login_syntax.parse_login, login.login, _BEFORE),
+    b"AUTHENTICATE": _row(login_syntax.parse_authenticate, login.authenticate, _BEFORE),
+    # after login
+    b"ENABLE": _row(identity_syntax.parse_enable, identity.enable, _AFTER),
+    b"NAMESPACE": _row(parse_nothing, session.namespace, _AFTER),
+    b"SELECT": _row(select_syntax.parse_select, select.select, _AFTER),
+    b"EXAMINE": _row(select_syntax.parse_examine, select.select, _AFTER),
+    b"CREATE": _row(folder_syntax.parse_mailbox, folder.create, _AFTER, Changes.ALL),
+    b"DELETE": _row(folder_syntax.parse_mailbox, folder.delete, _AFTER, Changes.ALL),
+    b"RENAME": _row(folder_syntax.parse_rename, folder.rename, _AFTER, Changes.ALL),
+    b"SUBSCRIBE": _row(folder_syntax.parse_mailbox, folder.subscribe, _AFTER, Changes.ALL),
+    b"UNSUBSCRIBE": _row(folder_syntax.parse_mailbox, folder.unsubscribe, _AFTER, Changes.ALL),
+    b"LIST": _row(list_syntax.parse_list, list.list_mailboxes, _AFTER, Changes.ALL),
+    b"LSUB": _row(list_syntax.parse_lsub, list.lsub, _AFTER, Changes.ALL),
+    b"STATUS": _row(status_syntax.parse_status, status.status, _AFTER, Changes.ALL),
+    b"APPEND": _row(append_syntax.parse_append, append.append, _AFTER, Changes.ALL),
+    b"IDLE": _row(parse_nothing, idle.idle, _AFTER),
+    # in a mailbox
+    b"CHECK": _row(parse_nothing, session.check, _SELECTED, Changes.ALL),
+    b"CLOSE": _row(parse_nothing, select.close, _SELECTED),
+    b"UNSELECT": _row(parse_nothing, select.unselect, _SELECTED),
+    b"EXPUNGE": _row(expunge_syntax.parse_expunge, expunge.expunge, _SELECTED, Changes.ALL),
+    b"UID EXPUNGE": _row(expunge_syntax.parse_uid_expunge, expunge.expunge, _SELECTED, Changes.ALL),
+    b"SEARCH": _row(search_syntax.parse_search, search.search, _SELECTED, Changes.NO_EXPUNGE),
+    b"UID SEARCH": _row(search_syntax.parse_uid_search, search.search, _SELECTED, Changes.ALL),
+    b"FETCH": _row(fetch_syntax.parse_fetch, fetch.fetch, _SELECTED, Changes.NO_EXPUNGE),
+    b"UID FETCH": _row(fetch_syntax.parse_uid_fetch, fetch.fetch, _SELECTED, Changes.ALL),
+    b"STORE": _row(store_syntax.parse_store, store.store, _SELECTED, Changes.NO_EXPUNGE),
+    b"UID STORE": _row(store_syntax.parse_uid_store, store.store, _SELECTED, Changes.ALL),
+    b"COPY": _row(copy_syntax.parse_copy, copy.copy, _SELECTED, Changes.ALL),
+    b"UID COPY": _row(copy_syntax.parse_uid_copy, copy.copy, _SELECTED, Changes.ALL),
+    b"MOVE": _row(copy_syntax.parse_copy, copy.move, _SELECTED, Changes.ALL),
+    b"UID MOVE": _row(copy_syntax.parse_uid_copy, copy.move, _SELECTED, Changes.ALL),
+}

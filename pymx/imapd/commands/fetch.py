@@ -1,0 +1,181 @@
+"""FETCH (RFC 3501 s. 6.4.5), streamed: rows in batches, messages one at a time, the network in pieces of 64 KB.
+
+What needs only rows of the store goes through `RowFormat`. Octets of a message follow the row's items in the same
+response. A large message as a whole is never in memory; one that is fetched piece by piece (`BODY[]<o.n>`) is kept
+between the commands, up to MAX_KEPT octets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import cast
+
+from pymx.imapd.client import CHUNK, Client, Disconnected
+from pymx.mail.flags import SEEN
+from pymx.mail.mime import Part, parse
+from pymx.ms.mailbox import StoredMessage
+from pymx.proto.imap.bodystructure import bodystructure
+from pymx.proto.imap.commands.fetch import BodyItem, Fetch
+from pymx.proto.imap.rows import Row, RowFormat, numbers
+from pymx.proto.imap.section import extract
+
+LARGE = 262_144  # octets from which a whole message is streamed
+MAX_KEPT = 67_108_864
+_END_OF_HEADER = b"\r\n\r\n"
+
+# The store's iterators are generators; they are closed where a loop may end early.
+_Pieces = AsyncGenerator[bytes, None]
+_Messages = AsyncGenerator[tuple[int, StoredMessage | None], None]
+
+
+class _Plan:
+    """The items of one command, sorted by what they need."""
+
+    __slots__ = ("bodies", "header_only", "rendered", "row_items", "sets_seen", "structure")
+
+    def __init__(self, client: Client, arguments: Fetch) -> None:
+        items = arguments.items
+        self.row_items = [item for item in items if isinstance(item, str) and item != "BODY"]
+        self.bodies = [item for item in items if isinstance(item, BodyItem)]
+        self.structure = "BODY" in items
+        self.rendered = "ENVELOPE" in items or "BODYSTRUCTURE" in items
+        self.sets_seen = not client.selected.read_only and any(not body.peek for body in self.bodies)
+        self.header_only = not self.structure and all(
+            not body.section.path and body.section.text.startswith("HEADER") for body in self.bodies
+        )
+
+    @property
+    def needs_message(self) -> bool:
+        return bool(self.bodies) or self.structure
+
+
+async def fetch(client: Client, arguments: Fetch) -> bytes:
+    mailbox = client.selected
+    uids = client.resolve(arguments.messages, by_uid=arguments.by_uid)
+    plan = _Plan(client, arguments)
+    client.condstore = client.condstore or "MODSEQ" in plan.row_items
+    view = mailbox.uids
+    seen = 0
+    tail = b"" if plan.needs_message else b")\r\n"
+    form = RowFormat(plan.row_items, mailbox.keywords, mailbox.first_recent, tail=tail)
+    since = arguments.changed_since
+    async for rows in mailbox.rows(uids, rendered=plan.rendered):
+        seen += len(rows)
+        if since is not None:
+            rows = [row for row in rows if row[1] > since]
+            if not rows:
+                continue
+        if plan.needs_message:
+            await _with_messages(client, plan, form, rows)
+        else:
+            client.write(b"".join(form.lines(numbers(view, rows), rows)))
+            await client.drain()
+    if seen < len(uids) and not arguments.by_uid:
+        return b"NO [EXPUNGEISSUED] Some of the messages are gone."  # RFC 5530
+    return b"OK Fetch completed."
+
+
+async def _with_messages(client: Client, plan: _Plan, form: RowFormat, rows: Sequence[Row]) -> None:
+    """Responses that hold parts of the messages."""
+    newly_seen: set[int] = set()
+    if plan.sets_seen:
+        rows, newly_seen = await _set_seen(client, rows)
+    heads = form.lines(numbers(client.selected.uids, rows), rows)
+    by_uid = {row[0]: (row, head) for row, head in zip(rows, heads, strict=True)}
+    tell_flags = "FLAGS" not in plan.row_items
+    async with aclosing(cast(_Messages, client.selected.messages([row[0] for row in rows]))) as messages:
+        async for uid, message in messages:
+            if message is None:
+                continue  # gone since; an EXPUNGE will tell
+            row, head = by_uid[uid]
+            if uid in newly_seen and tell_flags:
+                # s. 6.4.5: if the flag changes, it is part of the response
+                head = _joined(head, form.flags(row))
+            await _write_message(client, plan, head, uid, message)
+            await client.drain()
+
+
+async def _set_seen(client: Client, rows: Sequence[Row]) -> tuple[Sequence[Row], set[int]]:
+    """Set \\Seen where it is not; the rows as they are then, and the UIDs that changed."""
+    unseen = [row[0] for row in rows if not row[2] & SEEN]
+    if not unseen:
+        return rows, set()
+    stored = await client.selected.store_flags(unseen, "add", SEEN, ())
+    changed = {row[0]: row for row in stored.rows}
+    # The new row has no ENVELOPE behind it, the old one may.
+    return [(*changed[row[0]][:7], *row[7:]) if row[0] in changed else row for row in rows], set(changed)
+
+
+def _joined(head: bytes, item: bytes) -> bytes:
+    return head + item if head.endswith(b"(") else b"%b %b" % (head, item)
+
+
+async def _write_message(client: Client, plan: _Plan, head: bytes, uid: int, message: StoredMessage) -> None:
+    single = plan.bodies[0] if len(plan.bodies) == 1 and not plan.structure else None
+    if single is not None and single.whole and single.partial is None and message.octets > LARGE:
+        await _stream(client, _joined(head, single.label), message)
+        return
+    octets = await _octets(client, plan, uid, message)
+    parts = [head]
+    part: Part | None = None
+    if plan.structure or sum(1 for body in plan.bodies if body.section.path) > 1:
+        part = parse(octets)
+    if plan.structure:
+        assert part is not None
+        parts = [_joined(head, b"BODY " + bodystructure(part, extended=False))]
+    for body in plan.bodies:
+        last = parts.pop()
+        parts.append(_joined(last, body.label + b" ") if not parts else b"%b %b " % (last, body.label))
+        parts.append(_value(octets, body, part))
+    parts.append(b")\r\n")
+    client.write(b"".join(parts))
+
+
+def _value(octets: bytes, body: BodyItem, part: Part | None) -> bytes:
+    """A body item's octets as a literal, or NIL."""
+    found = octets if body.whole else extract(octets, body.section, part)
+    if found is None:
+        return b"NIL"
+    if body.partial is not None:
+        offset, length = body.partial
+        found = found[offset : offset + length]
+    return b"{%d}\r\n%b" % (len(found), found)
+
+
+async def _octets(client: Client, plan: _Plan, uid: int, message: StoredMessage) -> bytes:
+    """The message, or its beginning up to the end of the header if nothing else is wanted."""
+    if plan.header_only and message.octets > CHUNK:
+        head = b""
+        async with aclosing(cast(_Pieces, message.chunks())) as pieces:
+            async for piece in pieces:
+                head += piece
+                if _END_OF_HEADER in head or head.startswith(b"\r\n"):
+                    break
+        return head
+    if not any(body.partial for body in plan.bodies) or message.octets <= CHUNK:
+        return await message.read()
+    if client.kept is not None and client.kept[0] == uid:
+        return client.kept[1]
+    octets = await message.read()
+    client.kept = (uid, octets) if len(octets) <= MAX_KEPT else None
+    return octets
+
+
+async def _stream(client: Client, head: bytes, message: StoredMessage) -> None:
+    """A whole large message, piece by piece as the client takes it."""
+    client.write(b"%b {%d}\r\n" % (head, message.octets))
+    left = message.octets
+    async with aclosing(cast(_Pieces, message.chunks())) as pieces:
+        async for piece in pieces:
+            left -= len(piece)
+            if left < 0:
+                break
+            client.write(piece)
+            await client.drain()
+    if left:
+        # The literal's length is told already and does not hold: nothing that follows could be read right.
+        client.server.log.error("message_size_wrong", account=client.login, mailbox=client.selected.name)
+        client.wire.abort()
+        raise Disconnected
+    client.write(b")\r\n")

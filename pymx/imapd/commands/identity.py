@@ -1,0 +1,25 @@
+"""ID (RFC 2971) and ENABLE (RFC 5161)."""
+
+from __future__ import annotations
+
+from pymx.imapd.client import Client
+from pymx.proto.imap.commands.identity import Enable, Id
+
+MAX_CLIENT_ID = 100  # characters of it in the log
+
+
+async def identify(client: Client, arguments: Id) -> bytes:
+    fields = dict(arguments.fields)
+    name, version = fields.get("name", ""), fields.get("version", "")
+    client.client_id = f"{name} {version}".strip()[:MAX_CLIENT_ID]
+    client.write(b'* ID ("name" "pymx")\r\n')
+    return b"OK ID completed."
+
+
+async def enable(client: Client, arguments: Enable) -> bytes:
+    enabled = b""
+    if "CONDSTORE" in arguments.capabilities and not client.condstore:
+        client.condstore = True
+        enabled = b" CONDSTORE"
+    client.write(b"* ENABLED%b\r\n" % enabled)
+    return b"OK Enabled."

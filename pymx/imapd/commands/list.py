@@ -1,0 +1,174 @@
+"""LIST, LSUB (RFC 3501 s. 6.3.8, 6.3.9), LIST-EXTENDED (RFC 5258), SPECIAL-USE (RFC 6154), LIST-STATUS (RFC 5819).
+
+Special uses and children are told in every LIST, asked for or not: old clients of both kinds need them. A level that
+only exists because something lies below it is listed as \\Noselect, or \\NonExistent where the client speaks
+LIST-EXTENDED.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pymx.imapd.client import Client
+from pymx.imapd.commands.status import write_status
+from pymx.imapd.namespace import INBOX, Namespace
+from pymx.ms.errors import NoSuchMailbox
+from pymx.ms.folders import Folder
+from pymx.proto.imap.commands.list import ListMailboxes, matcher
+from pymx.proto.imap.mailbox import encoded
+from pymx.proto.imap.response import string
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A name as clients see it; `folder` None: only its children exist."""
+
+    name: str
+    folder: Folder | None
+    has_children: bool = False
+
+    @property
+    def exists(self) -> bool:
+        return self.folder is not None and self.folder.exists
+
+    @property
+    def subscribed(self) -> bool:
+        return self.folder is not None and self.folder.subscribed
+
+
+class _Patterns:
+    def __init__(self, patterns: Iterable[str], separator: str) -> None:
+        self._patterns = [matcher(pattern, separator) for pattern in patterns]
+        self._inbox = [re.compile(pattern.pattern, re.IGNORECASE) for pattern in self._patterns]
+
+    def match(self, name: str) -> bool:
+        # s. 5.1: INBOX in any case
+        patterns = self._inbox if name == INBOX else self._patterns
+        return any(pattern.fullmatch(name) for pattern in patterns)
+
+
+def _ancestors(name: str, separator: str) -> Iterable[str]:
+    at = name.rfind(separator)
+    while at > 0:
+        yield name[:at]
+        at = name.rfind(separator, 0, at)
+
+
+def _tree(folders: Sequence[Folder], namespace: Namespace, *, missing: bool) -> dict[str, _Entry]:
+    """All names with the levels above them; `missing`: subscribed names without a mailbox too."""
+    entries: dict[str, _Entry] = {}
+    for folder in folders:
+        if folder.exists or missing:
+            name = namespace.to_client(folder.name)
+            entries[name] = _Entry(name, folder)
+    for name in list(entries):
+        real = entries[name].exists
+        for above in _ancestors(name, namespace.separator):
+            entry = entries.get(above)
+            if entry is None:
+                if not real:
+                    continue
+                entry = entries[above] = _Entry(above, None)
+            entry.has_children = entry.has_children or real
+    return dict(sorted(entries.items(), key=lambda item: (item[0] != INBOX, item[0])))
+
+
+def _attributes(entry: _Entry, arguments: ListMailboxes) -> list[bytes]:
+    attributes = []
+    if not entry.exists:
+        attributes.append(b"\\NonExistent" if arguments.extended else b"\\Noselect")
+    if entry.subscribed and "SUBSCRIBED" in arguments.returns | arguments.select:
+        attributes.append(b"\\Subscribed")
+    attributes.append(b"\\HasChildren" if entry.has_children else b"\\HasNoChildren")
+    if entry.folder is not None and entry.folder.special_use:
+        attributes.append(entry.folder.special_use.encode("ascii", "replace"))
+    return attributes
+
+
+def _line(command: bytes, attributes: Sequence[bytes], separator: str, name: str, extra: bytes = b"") -> bytes:
+    return b"* %b (%b) %b %b%b\r\n" % (
+        command,
+        b" ".join(attributes),
+        string(separator.encode()),
+        encoded(name),
+        extra,
+    )
+
+
+def _chosen(entry: _Entry, select: frozenset[str]) -> bool:
+    if "SUBSCRIBED" in select and not entry.subscribed:
+        return False
+    if "SPECIAL-USE" in select:
+        return entry.exists and entry.folder is not None and bool(entry.folder.special_use)
+    return True
+
+
+async def list_mailboxes(client: Client, arguments: ListMailboxes) -> bytes:
+    namespace = client.namespace
+    separator = namespace.separator
+    if arguments.patterns == ("",) and not arguments.select:
+        # s. 6.3.8: an empty name asks for the separator and the root of the reference
+        client.write(_line(b"LIST", [b"\\Noselect"], separator, ""))
+        return b"OK List completed."
+    folders = await client.server.store.folders(client.account)
+    entries = _tree(folders, namespace, missing="SUBSCRIBED" in arguments.select)
+    wanted = _Patterns([namespace.folded(arguments.reference + pattern) for pattern in arguments.patterns], separator)
+    parents = _parents_of_chosen(entries, arguments, wanted, separator)
+    for entry in entries.values():
+        if not wanted.match(entry.name):
+            continue
+        chosen = _chosen(entry, arguments.select)
+        below = entry.name in parents
+        if not chosen and not below:
+            continue
+        extra = b' ("CHILDINFO" (%b))' % parents[entry.name] if below else b""
+        client.write(_line(b"LIST", _attributes(entry, arguments), separator, entry.name, extra))
+        if arguments.status and entry.exists and entry.folder is not None and chosen:
+            await _status(client, entry.folder.name, arguments.status)
+    return b"OK List completed."
+
+
+async def _status(client: Client, name: str, items: Sequence[str]) -> None:
+    try:
+        await write_status(client, name, items)
+    except NoSuchMailbox:
+        return  # deleted since: RFC 5819 s. 2 lets the STATUS response be missing
+
+
+def _parents_of_chosen(
+    entries: dict[str, _Entry], arguments: ListMailboxes, wanted: _Patterns, separator: str
+) -> dict[str, bytes]:
+    """RECURSIVEMATCH (RFC 5258 s. 4): names above a chosen mailbox that the patterns themselves don't give."""
+    if "RECURSIVEMATCH" not in arguments.select:
+        return {}
+    options = b" ".join(b'"%b"' % word.encode() for word in sorted(arguments.select & {"SUBSCRIBED", "SPECIAL-USE"}))
+    parents: dict[str, bytes] = {}
+    for entry in list(entries.values()):
+        if _chosen(entry, arguments.select) and not wanted.match(entry.name):
+            for above in _ancestors(entry.name, separator):
+                parents[above] = options
+                entries.setdefault(above, _Entry(above, None, has_children=entry.exists))
+    return parents
+
+
+async def lsub(client: Client, arguments: ListMailboxes) -> bytes:
+    namespace = client.namespace
+    separator = namespace.separator
+    folders = await client.server.store.folders(client.account)
+    pattern = arguments.reference + arguments.patterns[0]
+    wanted = _Patterns([namespace.folded(pattern)], separator)
+    names = {namespace.to_client(folder.name): folder for folder in folders if folder.subscribed}
+    shown: dict[str, bool] = {}
+    for name, folder in names.items():
+        if wanted.match(name):
+            shown[name] = folder.exists
+        elif "%" in pattern:
+            # s. 6.3.9: with "%", the level that matches is told as \Noselect for what lies below it
+            for above in _ancestors(name, separator):
+                if above not in names and wanted.match(above):
+                    shown.setdefault(above, False)
+    for name in sorted(shown, key=lambda each: (each != INBOX, each)):
+        client.write(_line(b"LSUB", [] if shown[name] else [b"\\Noselect"], separator, name))
+    return b"OK Lsub completed."

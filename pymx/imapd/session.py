@@ -1,0 +1,448 @@
+"""One IMAP connection: bytes to the receiver, requests through the command table, one after the other.
+
+A session at rest has no task: `data_received` asks the receiver, and only a whole command starts one, which goes on
+while there are more and then ends. IDLE rests in the same way; a hint from the store or DONE starts the next task. A
+client that goes away stops nothing that has begun; its task ends at the next thing it wants to send.
+
+Time is looked at by `sweep`, once a second: login timeout, autologout (RFC 3501 s. 5.4), "still here" in IDLE, and a
+client that does not read. What goes wrong inside is logged once with its traceback and answered NO [SERVERBUG].
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from pymx import metrics
+from pymx.imapd.client import Client, Disconnected, MailboxGone
+from pymx.imapd.commands import TABLE, Changes, Command
+from pymx.imapd.trouble import no_text, refusal
+from pymx.ms.errors import NoSuchMailbox, StoreError
+from pymx.net.tls import upgrade
+from pymx.proto.imap.errors import Bad, No
+from pymx.proto.imap.receiver import Continuation, Event, LineTooLong, Receiver, Refused, Request
+from pymx.proto.imap.response import text_line
+
+if TYPE_CHECKING:
+    from pymx.imapd.server import ImapServer
+
+STILL_HERE_S = 120.0
+KEEP_MESSAGE_S = 10.0
+_MAX_WAITING = 131_072  # octets of further commands taken in while one runs
+_MAX_SWALLOWED = 4  # times the size of the largest message: what is read of a literal nobody wants
+
+
+class Session(asyncio.Protocol):
+    """The protocol of a connection, and the `Wire` of its client."""
+
+    __slots__ = (
+        "_client",
+        "_commands",
+        "_counted",
+        "_dirty",
+        "_drained",
+        "_ended",
+        "_eof",
+        "_errors",
+        "_gone",
+        "_idle_tag",
+        "_last_input",
+        "_last_output",
+        "_line",
+        "_loop",
+        "_paused",
+        "_reading_paused",
+        "_receiver",
+        "_server",
+        "_started",
+        "_task",
+        "_transport",
+    )
+
+    def __init__(self, server: ImapServer) -> None:
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._receiver = Receiver(max_line_octets=server.imap.max_line_octets, make_sink=server.sink)
+        self._idle_tag: bytes | None = None
+        self._dirty = False
+        self._line: asyncio.Future[None] | None = None  # AUTHENTICATE waits for a line
+        self._drained: asyncio.Future[None] | None = None
+        self._paused = False
+        self._reading_paused = False
+        self._eof = False
+        self._gone = False
+        self._ended = ""
+        self._counted = False
+        self._commands = 0
+        self._errors = 0
+        self._started = self._last_input = self._last_output = self._loop.time()
+
+    # --- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        peer_ip = peer[0] if isinstance(peer, tuple) else ""
+        server = self._server
+        self._client = Client(server, self, peer_ip, secure=server.implicit_tls)
+        if not server.caps.enter(peer_ip):
+            self._transport.write(b"* BYE [UNAVAILABLE] Too many connections.\r\n")
+            self._end("too many connections")
+            return
+        self._counted = True
+        server.sessions.add(self)
+        metrics.add("imap_connections")
+        capabilities = server.greeting_capabilities(peer_ip, secure=self._client.secure)
+        self._transport.write(b"* OK [CAPABILITY %b] %b ready.\r\n" % (capabilities, server.hostname.encode()))
+
+    def data_received(self, data: bytes) -> None:
+        self._last_input = self._loop.time()
+        if self._ended:
+            return
+        self._receiver.feed(data)
+        if self._task is None:
+            self._wake()
+            return
+        if self._line is not None and not self._line.done():
+            self._line.set_result(None)
+        if self._receiver.buffered_octets > _MAX_WAITING and not self._reading_paused and self._transport:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        # Commands that came before the end are still answered, where the transport can be half open.
+        return self._task is not None and not self._client.secure
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._gone = True
+        self._paused = False
+        for waiter in (self._drained, self._line):
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+        if not self._ended:
+            self._ended = "connection lost" if exc else "disconnected"
+        if self._task is None:
+            self._finish()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._last_output = self._loop.time()
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    # --- Wire
+
+    def send(self, data: bytes) -> None:
+        if self._transport is not None and not self._gone:
+            self._transport.write(data)
+            self._last_output = self._loop.time()
+
+    async def drained(self) -> None:
+        if self._paused and not self._gone:
+            self._drained = self._loop.create_future()
+            await self._drained
+            self._drained = None
+        if self._gone:
+            raise Disconnected
+
+    async def read_line(self) -> bytes:
+        """The next line, for AUTHENTICATE. Raises Bad when it is too long."""
+        self._client.flush()
+        while True:
+            try:
+                line = self._receiver.next_line()
+            except LineTooLong:
+                self._end("line too long")
+                raise Bad("Line is too long") from None
+            if line is not None:
+                return line
+            self._resume_reading()
+            self._line = self._loop.create_future()
+            await self._line
+            self._line = None
+            if self._gone:
+                raise Disconnected
+
+    async def start_tls(self) -> None:
+        """Go over to TLS; what came in plain text behind STARTTLS is forgotten (RFC 3501 s. 6.2.1)."""
+        assert self._server.tls is not None
+        assert self._transport is not None
+        self._client.flush()
+        self._receiver.clear()
+        try:
+            self._transport = await upgrade(self, self._transport, self._server.tls)
+        except OSError:
+            self._gone = True
+            self._ended = self._ended or "TLS handshake failed"
+            raise Disconnected from None
+        self._reading_paused = False
+        self._client.secure = True
+
+    def abort(self) -> None:
+        """Cut the connection: what was sent can't be made right any more."""
+        self._ended = self._ended or "aborted"
+        if self._transport is not None:
+            self._transport.abort()
+
+    def begin_idle(self) -> None:
+        """IDLE (RFC 2177): from now on the client hears of changes at once."""
+        client = self._client
+        self._idle_tag = client.tag
+        self._dirty = True
+        if client.mailbox is not None:
+            client.mailbox.watch(self._hint)
+
+    def _hint(self) -> None:
+        """The mailbox may have changed."""
+        if self._idle_tag is None:
+            return
+        self._dirty = True
+        if self._task is None and not self._gone:
+            self._spawn(None)
+
+    # --- Live
+
+    def sweep(self, now: float) -> None:
+        client = self._client
+        imap = self._server.imap
+        if self._ended:
+            if self._transport is not None and now - self._last_output > 60:
+                self._transport.abort()  # said BYE, and the client does not even close
+            return
+        silent = now - self._last_input
+        if client.owner is None:
+            if now - self._started > imap.login_timeout_s:
+                self._bye("Timed out waiting for a login.", "login timeout")
+            return
+        if self._task is not None:
+            if self._paused and now - self._last_output > imap.idle_timeout_s and self._transport is not None:
+                self._ended = "client does not read"
+                self._transport.abort()
+            return
+        if silent > imap.idle_timeout_s:
+            self._bye("Autologout; idle for too long.", "idle timeout")
+        elif self._idle_tag is not None and now - self._last_output > STILL_HERE_S:
+            client.write(b"* OK Still here\r\n")
+            client.flush()
+        elif client.kept is not None and silent > KEEP_MESSAGE_S:
+            client.kept = None
+
+    def shutdown(self) -> None:
+        """BYE now, or after the command that runs."""
+        if self._task is None:
+            self._bye("Server is shutting down.", "shutdown")
+        else:
+            self._client.leaving = self._client.leaving or "shutdown"
+            if self._line is not None and not self._line.done():
+                self._gone = True
+                self._line.set_result(None)
+
+    def _bye(self, text: str, reason: str) -> None:
+        if self._ended:
+            return
+        self._client.write(b"* BYE %b\r\n" % text.encode())
+        self._client.flush()
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        """Close after what is written has gone out."""
+        self._ended = self._ended or reason
+        if self._transport is not None:
+            self._transport.close()
+
+    def _finish(self) -> None:
+        """The last thing a session does: free what it holds, write its line in the log."""
+        self._transport = None
+        client, server = self._client, self._server
+        client.unselect()
+        self._receiver.clear()
+        if not self._counted:
+            return
+        self._counted = False
+        server.caps.leave(client.peer_ip)
+        server.sessions.discard(self)
+        server.log.info(
+            "imap_session",
+            account=client.login,
+            peer_ip=client.peer_ip,
+            tls=client.secure,
+            commands=self._commands,
+            size_octets=client.octets_out,
+            duration_ms=round((self._loop.time() - self._started) * 1000),
+            reason=self._ended,
+            client_id=client.client_id,
+        )
+
+    # --- commands
+
+    def _wake(self) -> None:
+        """Start a task if there is something to do."""
+        event = None
+        if self._idle_tag is None:
+            event = self._receiver.next_event()
+            if event is None:
+                return
+        self._spawn(event)
+
+    def _spawn(self, event: Event | None) -> None:
+        self._task = self._server.sessions.spawn(self._work(event))
+
+    async def _work(self, event: Event | None) -> None:
+        try:
+            await self._serve(event)
+        except Disconnected:
+            pass
+        except MailboxGone:
+            self._bye("Selected mailbox is gone.", "mailbox gone")
+        except LineTooLong:
+            self._bye("Line is too long.", "line too long")
+        except StoreError as error:
+            self._server.log.warning("imap_push_failed", account=self._client.login, reason=error.reason)
+            self._bye("Mailbox is not available.", "store failed")
+        except Exception as error:  # the session's loop: nothing may escape
+            self._server.log.exception("imap_session_failed", account=self._client.login, error=repr(error))
+            self._bye("Internal error.", "internal error")
+        finally:
+            self._task = None
+        if self._gone:
+            self._finish()
+            return
+        self._client.flush()
+        if self._client.leaving == "shutdown":
+            self._bye("Server is shutting down.", "shutdown")
+        elif self._client.leaving:
+            self._end(self._client.leaving)
+        elif self._eof:
+            self._end("disconnected")
+        else:
+            self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        if self._reading_paused and self._transport is not None and not self._gone:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+    async def _serve(self, event: Event | None) -> None:
+        """Do what there is to do; returns when the client has to send more."""
+        while not self._client.leaving and not self._ended:
+            if self._idle_tag is not None:
+                if not await self._idle():
+                    return
+                continue
+            event = event or self._receiver.next_event()
+            if event is None:
+                return
+            await self._handle(event)
+            event = None
+            if self._client.octets_out and self._paused:
+                await self.drained()
+
+    async def _idle(self) -> bool:
+        """One step of IDLE; whether there is more to do."""
+        line = self._receiver.next_line()
+        if line is not None:
+            self._commands += 1
+            tag, self._idle_tag = self._idle_tag, None
+            if self._client.mailbox is not None:
+                self._client.mailbox.watch(None)
+            if line.strip().upper() == b"DONE":
+                self._client.write(b"%b OK Idle completed.\r\n" % (tag or b"*"))
+            else:
+                self._reply_bad(tag or b"*", "Expected DONE")
+            return True
+        if self._dirty and self._client.mailbox is not None:
+            self._dirty = False
+            await self._tell(expunge=True)
+            self._client.flush()
+            await self.drained()
+            return True
+        return False
+
+    async def _tell(self, *, expunge: bool) -> None:
+        try:
+            await self._client.tell_changes(expunge=expunge)
+        except NoSuchMailbox:
+            raise MailboxGone from None
+
+    async def _handle(self, event: Event) -> None:
+        client = self._client
+        match event:
+            case Request():
+                self._commands += 1
+                await self._command(event)
+            case Continuation():
+                client.write(b"+ OK\r\n")
+                client.flush()
+            case Refused(tag, "NO", code, text, fatal):
+                client.write(b"%b %b\r\n" % (tag, no_text(No(text, code=code))))
+                if fatal:
+                    self._bye("Literal is too large.", "literal too large")
+            case Refused(tag, _, code, text, fatal):
+                self._reply_bad(tag, f"[{code}] {text}" if code else text)
+                if fatal:
+                    self._bye("Literal is too large.", "literal too large")
+
+    def _reply_bad(self, tag: bytes, text: str) -> None:
+        self._client.write(b"%b BAD %b\r\n" % (tag, text_line(text)))
+        self.count_error()
+
+    def count_error(self) -> None:
+        """Too many of them and the session ends."""
+        self._errors += 1
+        if self._errors >= self._server.imap.max_errors:
+            self._bye("Too many bad commands.", "too many errors")
+
+    async def _command(self, request: Request) -> None:
+        client = self._client
+        tag = client.tag = request.tag
+        command = TABLE.get(request.name)
+        if command is None:
+            self._reply_bad(tag, f"Unknown command {request.name.decode()}")
+            return
+        if client.state not in command.states:
+            self._reply_bad(tag, f"{request.name.decode()} is not possible in this state")
+            return
+        try:
+            done = await self._run(command, request)
+        except Bad as error:
+            self._reply_bad(tag, error.text)
+        except No as error:
+            client.write(b"%b %b\r\n" % (tag, no_text(error)))
+            if client.owner is None:
+                self.count_error()
+        except StoreError as error:
+            self._server.log.warning(
+                "imap_command_failed",
+                account=client.login,
+                command=request.name.decode(),
+                error=type(error).__name__,
+                reason=error.reason,
+            )
+            client.write(b"%b %b\r\n" % (tag, no_text(refusal(error))))
+        except (Disconnected, MailboxGone):
+            raise
+        except Exception as error:  # one command's failure must not take the session along
+            self._server.log.exception(
+                "imap_command_failed", account=client.login, command=request.name.decode(), error=repr(error)
+            )
+            client.write(b"%b NO [SERVERBUG] Internal error.\r\n" % tag)
+        else:
+            if done:
+                client.write(b"%b %b\r\n" % (tag, done))
+
+    async def _run(self, command: Command, request: Request) -> bytes:
+        client = self._client
+        done = await command.act(client, request.arguments)
+        if client.mailbox is not None and command.changes is not Changes.NONE:
+            await self._tell(expunge=command.changes is Changes.ALL)
+        if client.owner is not None and not self._receiver.append_limit:
+            limit = self._server.mail.max_message_octets
+            self._receiver.append_limit = limit
+            self._receiver.swallow_limit = _MAX_SWALLOWED * limit
+        return done

@@ -1,0 +1,164 @@
+"""FETCH (RFC 3501 s. 6.4.5) with MODSEQ and CHANGEDSINCE (RFC 7162 s. 3.1.4)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pymx.proto.imap.errors import Bad
+from pymx.proto.imap.lexer import MAX_32, MAX_63, Cursor
+from pymx.proto.imap.response import astring
+from pymx.proto.imap.section import Section
+from pymx.proto.imap.sequence import SequenceSet
+
+MAX_ITEMS = 200
+MAX_FIELDS = 500  # names in HEADER.FIELDS
+
+# What needs nothing but a row of the store; MODSEQ too.
+ROW_ITEMS = frozenset({"UID", "FLAGS", "INTERNALDATE", "RFC822.SIZE", "ENVELOPE", "BODYSTRUCTURE", "MODSEQ"})
+_MACROS: dict[str, tuple[str, ...]] = {
+    "ALL": ("FLAGS", "INTERNALDATE", "RFC822.SIZE", "ENVELOPE"),
+    "FAST": ("FLAGS", "INTERNALDATE", "RFC822.SIZE"),
+    "FULL": ("FLAGS", "INTERNALDATE", "RFC822.SIZE", "ENVELOPE", "BODY"),
+}
+_PATH = re.compile(
+    r"((?:[1-9]\d{0,8}\.)*[1-9]\d{0,8})?(?:(?:^|(?<=\d)\.)(HEADER|HEADER\.FIELDS|HEADER\.FIELDS\.NOT|TEXT|MIME))?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BodyItem:
+    """Octets of the message: `label` is how the response names them, `partial` is (offset, length)."""
+
+    label: bytes
+    section: Section
+    peek: bool
+    partial: tuple[int, int] | None = None
+
+    @property
+    def whole(self) -> bool:
+        return not self.section.path and not self.section.text
+
+
+FetchItem = str | BodyItem
+
+_RFC822: dict[str, BodyItem] = {
+    "RFC822": BodyItem(b"RFC822", Section((), "", ()), peek=False),
+    "RFC822.HEADER": BodyItem(b"RFC822.HEADER", Section((), "HEADER", ()), peek=True),
+    "RFC822.TEXT": BodyItem(b"RFC822.TEXT", Section((), "TEXT", ()), peek=False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """`items` has each item once; BODY without a section stands for itself."""
+
+    messages: SequenceSet
+    by_uid: bool
+    items: tuple[FetchItem, ...]
+    changed_since: int | None
+
+
+def _section(cursor: Cursor) -> tuple[Section, bytes]:
+    """The section between the brackets, and how to write it back."""
+    text = "" if cursor.skip(b"]") else cursor.item()
+    match = _PATH.fullmatch(text)
+    if match is None:
+        raise Bad("Invalid section")
+    path = tuple(int(number) for number in match[1].split(".")) if match[1] else ()
+    part = match[2] or ""
+    if part == "MIME" and not path:
+        raise Bad("Invalid section")
+    fields: tuple[bytes, ...] = ()
+    label = text.encode()
+    if part.startswith("HEADER.FIELDS"):
+        cursor.space()
+        fields = _field_names(cursor)
+        label += b" (%b)" % b" ".join(astring(name) for name in fields)
+    if text:
+        cursor.expect(b"]")
+    return Section(path, part, fields), label
+
+
+def _field_names(cursor: Cursor) -> tuple[bytes, ...]:
+    cursor.expect(b"(")
+    names: list[bytes] = []
+    while not cursor.skip(b")"):
+        if names:
+            cursor.space()
+        if len(names) >= MAX_FIELDS:
+            raise Bad("Too many header fields")
+        names.append(cursor.astring())
+    if not names:
+        raise Bad("Missing header field name")
+    return tuple(names)
+
+
+def _body(cursor: Cursor, *, peek: bool) -> BodyItem:
+    section, text = _section(cursor)
+    label = b"BODY[%b]" % text
+    if not cursor.skip(b"<"):
+        return BodyItem(label, section, peek)
+    offset = cursor.number()
+    cursor.expect(b".")
+    length = cursor.number(MAX_32)
+    if length == 0:
+        raise Bad("Partial length must not be 0")
+    cursor.expect(b">")
+    return BodyItem(b"%b<%d>" % (label, offset), section, peek, (offset, length))
+
+
+def _item(cursor: Cursor) -> FetchItem:
+    name = cursor.item()
+    if name in ("BODY", "BODY.PEEK") and cursor.skip(b"["):
+        return _body(cursor, peek=name == "BODY.PEEK")
+    if name in ROW_ITEMS or name == "BODY":
+        return name
+    if name in _RFC822:
+        return _RFC822[name]
+    raise Bad(f"Unknown fetch item {name}")
+
+
+def _items(cursor: Cursor) -> tuple[FetchItem, ...]:
+    if not cursor.opens():
+        for macro, names in _MACROS.items():
+            if cursor.skip(macro.encode()):
+                return names
+        return (_item(cursor),)
+    cursor.expect(b"(")
+    items: dict[FetchItem, None] = {}
+    while not cursor.skip(b")"):
+        if items:
+            cursor.space()
+        if len(items) >= MAX_ITEMS:
+            raise Bad("Too many fetch items")
+        items[_item(cursor)] = None
+    if not items:
+        raise Bad("Missing fetch item")
+    return tuple(items)
+
+
+def _parse(cursor: Cursor, *, by_uid: bool) -> Fetch:
+    cursor.space()
+    messages = cursor.sequence_set()
+    cursor.space()
+    items = _items(cursor)
+    changed_since = None
+    if not cursor.at_end() and cursor.skip(b" (CHANGEDSINCE "):
+        # RFC 7162 forbids 0 here, iOS sends it all the same
+        changed_since = cursor.number(MAX_63)
+        cursor.expect(b")")
+    cursor.end()
+    if by_uid and "UID" not in items:
+        items = ("UID", *items)  # s. 6.4.8: the UID is in every response to UID FETCH
+    if changed_since is not None and "MODSEQ" not in items:
+        items = (*items, "MODSEQ")
+    return Fetch(messages, by_uid, items, changed_since)
+
+
+def parse_fetch(cursor: Cursor) -> Fetch:
+    return _parse(cursor, by_uid=False)
+
+
+def parse_uid_fetch(cursor: Cursor) -> Fetch:
+    return _parse(cursor, by_uid=True)

@@ -1,0 +1,35 @@
+"""CREATE, DELETE, RENAME, SUBSCRIBE, UNSUBSCRIBE (RFC 3501 s. 6.3.3–6.3.7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pymx.proto.imap.lexer import Cursor
+from pymx.proto.imap.mailbox import mailbox
+
+
+@dataclass(frozen=True, slots=True)
+class MailboxName:
+    mailbox: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    old: str
+    new: str
+
+
+def parse_mailbox(cursor: Cursor) -> MailboxName:
+    cursor.space()
+    name = mailbox(cursor)
+    cursor.end()
+    return MailboxName(name)
+
+
+def parse_rename(cursor: Cursor) -> Rename:
+    cursor.space()
+    old = mailbox(cursor)
+    cursor.space()
+    new = mailbox(cursor)
+    cursor.end()
+    return Rename(old, new)
