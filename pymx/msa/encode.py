@@ -56,7 +56,7 @@ _TOKEN_FIELDS = frozenset(
         "list-post",
     }
 )
-_WORD_OCTETS = 45  # of UTF-8 in one encoded word: 60 letters of base64, 72 in all (s. 2: at most 75)
+_WORD_OCTETS = 36  # of UTF-8 in one encoded word: 60 octets in all, so that it fits behind a field's name
 _TOKEN = re.compile(
     r'(?P<quoted>"(?:[^"\\]|\\.)*+")|(?P<comment>\((?:[^()\\]|\\.)*+\))|(?P<angle><[^<>]*+>)|(?P<end>[,:;])'
     r'|(?P<space>[ \t]+)|(?P<word>[^ \t"(),:;<>]+)|(?P<other>.)',
