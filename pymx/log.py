@@ -146,15 +146,30 @@ def setup(
     *, level: str = "info", form: str = "logfmt", timestamps: bool = True, stream: TextIO | None = None
 ) -> Logging:
     """Start logging to `stream` (standard error). Call once per process, after a fork: it starts a thread."""
+    records: queue.Queue[logging.LogRecord] = queue.Queue(_QUEUE_LENGTH)
+    _install(_DroppingQueueHandler(records), level)
+    listener = logging.handlers.QueueListener(records, _output(form, timestamps, stream))
+    listener.start()
+    return Logging(listener)
+
+
+def setup_without_thread(
+    *, level: str = "info", form: str = "logfmt", timestamps: bool = True, stream: TextIO | None = None
+) -> None:
+    """Log from the calling thread: for a process that forks and therefore has no threads, and says little."""
+    _install(_output(form, timestamps, stream), level)
+
+
+def _output(form: str, timestamps: bool, stream: TextIO | None) -> logging.Handler:
     out = logging.StreamHandler(stream or sys.stderr)
     out.setFormatter(JsonFormatter() if form == "json" else LogfmtFormatter(timestamps=timestamps))
-    records: queue.Queue[logging.LogRecord] = queue.Queue(_QUEUE_LENGTH)
+    return out
+
+
+def _install(handler: logging.Handler, level: str) -> None:
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
-    root.addHandler(_DroppingQueueHandler(records))
+    root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("pymx").setLevel(level.upper())
-    listener = logging.handlers.QueueListener(records, out)
-    listener.start()
-    return Logging(listener)

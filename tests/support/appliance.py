@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import smtplib
-import socket
 import ssl
 import subprocess
 import sys
@@ -22,15 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from pymx.demo import make_certificate
+from support.dns_server import DnsServer
+from support.ports import free_port
+from support.sinks import ScriptedRemote
 from support.wait import wait_for
 
 READY_S = 30
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @dataclass
@@ -213,4 +209,16 @@ class Appliance:
             ]
 
     def wait_for_subject(self, user: str, subject: str, mailbox: str = "INBOX", timeout_s: float = 15) -> None:
-        wait_for(lambda: subject in self.subjects(user, mailbox), timeout_s, f"{subject!r} in {user}'s {mailbox}")
+        wait_for(
+            lambda: subject in self.subjects(user, mailbox),
+            timeout_s=timeout_s,
+            what=f"{subject!r} in {user}'s {mailbox}",
+        )
+
+
+@dataclass
+class Site(Appliance):
+    """A running appliance with a remote mail exchanger (for remote.test) and a name server of its own."""
+
+    remote: ScriptedRemote | None = None
+    dns: DnsServer | None = None
