@@ -1,0 +1,120 @@
+"""Who is told when a message can't be delivered, is late, or has arrived (RFC 3461, RFC 5321 s. 6.1).
+
+Only senders that logged in here get a notification: anybody else's MAIL FROM may be forged, and a report to it would
+be backscatter. Failures of other mail (a copy for a mailbox here that could not be stored) go to the postmaster.
+Nothing is ever reported about a message with the null reverse-path; when one made here fails, the log is all there is.
+
+The report is given to `submit` with the null reverse-path and must be durable when that returns. An error of `submit`
+passes through: the queue then keeps the recipient and tries again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from pymx import log, metrics
+from pymx.mail.address import Address
+from pymx.mail.dsn import MAX_INCLUDED_OCTETS, Kind, Notice, Status, build
+from pymx.mail.envelope import Envelope, Listener, Origin, Recipient
+from pymx.queue.item import Outcome, Report
+from pymx.spool import Content
+
+Submit = Callable[[Envelope, Content], Awaitable[None]]
+
+_log = log.get("mta")
+
+
+class Bounce:
+    """Makes and submits notifications. `postmaster` gets what no sender may be told."""
+
+    def __init__(self, submit: Submit, *, hostname: str, postmaster: Address) -> None:
+        self._submit = submit
+        self._hostname = hostname
+        self._postmaster = postmaster
+
+    async def failed(self, report: Report) -> None:
+        """Recipients that are given up."""
+        to = self._addressee(report)
+        if to is None:
+            self._drop(report)
+            return
+        told = report.outcomes if to == self._postmaster else _wanted(report.outcomes, "FAILURE", default=True)
+        await self._send(report, Kind.FAILED, told, to)
+
+    async def delayed(self, report: Report) -> None:
+        """Recipients that wait for longer than usual. Nobody but an authenticated sender wants to know."""
+        envelope = report.envelope
+        if envelope.mail_from is not None and envelope.origin.account:
+            told = _wanted(report.outcomes, "DELAY", default=True)
+            await self._send(report, Kind.DELAYED, told, envelope.mail_from)
+
+    async def delivered(self, report: Report) -> None:
+        """Recipients whose delivery the sender asked to be told of, and whom no other server reports on."""
+        envelope = report.envelope
+        if envelope.mail_from is not None and envelope.origin.account:
+            told = _wanted(report.outcomes, "SUCCESS", default=False)
+            await self._send(report, Kind.DELIVERED if report.local else Kind.RELAYED, told, envelope.mail_from)
+
+    def _addressee(self, report: Report) -> Address | None:
+        envelope = report.envelope
+        if envelope.mail_from is None:
+            # RFC 5321 s. 6.1: no notification about a notification. Somebody else's that was taken here and can't be
+            # stored is the postmaster's business; our own is not sent after itself.
+            foreign = envelope.origin.listener is not Listener.LOCAL
+            return self._postmaster if report.local and foreign else None
+        return envelope.mail_from if envelope.origin.account else self._postmaster
+
+    def _drop(self, report: Report) -> None:
+        metrics.add("bounces_dropped", len(report.outcomes))
+        for outcome in report.outcomes:
+            _log.warning(
+                "bounce_dropped",
+                queue_id=report.queue_id,
+                rcpt_to=str(outcome.recipient.address),
+                reply=outcome.reply,
+                reason="the message has the null reverse-path",
+            )
+
+    async def _send(self, report: Report, kind: Kind, outcomes: Sequence[Outcome], to: Address) -> None:
+        if not outcomes:
+            return
+        content = report.content
+        body = None
+        if report.envelope.ret == "FULL" and content.size_octets <= MAX_INCLUDED_OCTETS:
+            body = await asyncio.get_running_loop().run_in_executor(None, lambda: b"".join(content.body_chunks()))
+        message = build(
+            Notice(
+                hostname=self._hostname,
+                message_id=f"<{secrets.token_hex(12)}@{self._hostname}>",
+                now=time.time(),
+                arrived=report.arrived_s,
+                to=to,
+                statuses=[Status(o.recipient, kind, o.status, o.reply, o.mx) for o in outcomes],
+                head=content.head,
+                body=body,
+                envid=report.envelope.envid,
+                queue_id=report.queue_id,
+                expires=report.expires_s,
+            )
+        )
+        made = Content.from_bytes(message)
+        envelope = Envelope(
+            mail_from=None,
+            recipients=(Recipient(to, frozenset({"NEVER"})),),
+            origin=Origin(Listener.LOCAL, session=report.envelope.origin.session),
+            body="7BIT" if message.isascii() else "8BITMIME",
+            smtputf8=not (made.head.isascii() and to.is_ascii),
+        )
+        await self._submit(envelope, made)
+        metrics.add(f"notifications_{kind.value}")
+        _log.info(
+            "notification_sent", queue_id=report.queue_id, rcpt_to=str(to), verdict=kind.value, count=len(outcomes)
+        )
+
+
+def _wanted(outcomes: Sequence[Outcome], what: str, *, default: bool) -> list[Outcome]:
+    """Those whose NOTIFY asks for it (RFC 3461 s. 4.1); `default` when nothing was said."""
+    return [o for o in outcomes if (what in o.recipient.notify if o.recipient.notify else default)]

@@ -1,0 +1,566 @@
+"""An SMTP connection to another server, from the greeting to the reply after the final dot (RFC 5321, 3207, 2920).
+
+Built on aiosmtplib's protocol: its reply parser, its STARTTLS, its flow control. Two things are ours. Replies are kept
+in order, so that MAIL, RCPT … DATA go out in one write where PIPELINING is offered (aiosmtplib drops replies it was not
+waiting for). And content goes out in pieces as it is: dots stuffed, nothing else touched, because it is signed.
+
+Every wait has a timeout. Everything that goes wrong is a `Broken` with its phase, or a reply per recipient; what
+follows from it is `mta.trouble`'s business. A connection that was `Broken` is closed.
+
+Deviation: content with octets above 127 is sent as it is to a server without 8BITMIME (RFC 6152 s. 3 would have it
+encoded anew, which breaks signatures, or returned; such servers take it in practice).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from aiosmtplib.errors import SMTPException, SMTPResponseException, SMTPServerDisconnected
+from aiosmtplib.esmtp import parse_esmtp_extensions
+from aiosmtplib.protocol import COMMAND_INJECTION_REGEX, MAX_RESPONSE_LENGTH, SMTPProtocol
+from aiosmtplib.response import SMTPResponse
+
+from pymx.config.model import Outbound
+from pymx.mail.address import Address
+from pymx.mail.envelope import Envelope, Recipient
+from pymx.mail.status import split_status
+from pymx.mta.mx import Host
+from pymx.mta.route import Hop, TlsMode
+from pymx.mta.trouble import Event, Phase, Remote
+from pymx.proto.smtp.reply import printable
+from pymx.spool import Content
+
+MAX_RECIPIENTS = 100  # of one transaction: what every server must take (RFC 5321 s. 4.5.3.1.8)
+_MAX_REPLY_TEXT = 500
+_PIECES_PER_HOP = 4
+_BARE = b"\r\n"
+
+
+class Broken(Exception):
+    """The connection is of no use any more. `refused` are recipients that had got a reply of their own before."""
+
+    def __init__(self, phase: Phase, what: Remote | Event, detail: str = "") -> None:
+        super().__init__(f"{phase.value}: {detail or what}")
+        self.phase = phase
+        self.what = what
+        self.detail = detail
+        self.refused: dict[int, tuple[Phase, Remote]] = {}
+
+
+class BareNewline(Exception):
+    """The content has a CR or LF that is no line end: peers would not agree where it stops. It must not be sent."""
+
+
+class Wire(SMTPProtocol):
+    """aiosmtplib's protocol with replies in a queue.
+
+    A subclass, although we have few: its reply slot is inside, and holds one.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self.replies: deque[SMTPResponse] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._failure: Exception | None = None
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer.extend(data)
+        try:
+            while (response := self._read_response_from_buffer()) is not None:
+                self.replies.append(response)
+            if len(self._buffer) > MAX_RESPONSE_LENGTH or len(self.replies) > 2 * MAX_RECIPIENTS:
+                raise SMTPResponseException(-1, "Reply too long")
+        except SMTPResponseException as e:
+            del self._buffer[:]
+            self._fail(e)
+        self._notify()
+
+    def eof_received(self) -> bool:
+        self._fail(SMTPServerDisconnected("Connection closed by the remote"))
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._fail(SMTPServerDisconnected(f"Connection lost{f': {exc}' if exc else ''}"))
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        self._notify()
+
+    def _notify(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def read_response(self, timeout: float | None = None) -> SMTPResponse:  # noqa: ASYNC109  # its signature
+        """The next reply. Raises TimeoutError, SMTPServerDisconnected, SMTPResponseException."""
+        async with asyncio.timeout(timeout):
+            while not self.replies:
+                if self._failure is not None:
+                    raise self._failure
+                self._waiter = self._loop.create_future()
+                await self._waiter
+        return self.replies.popleft()
+
+    @property
+    def idle(self) -> bool:
+        """Whether a command may be sent: connected, and nothing came unasked."""
+        return self.is_connected and self._failure is None and not self.replies and not self._buffer
+
+    @property
+    def writing_paused(self) -> bool:
+        return self._paused
+
+    async def drained(self) -> None:
+        await self._drain_helper()
+
+
+class DotStuffer:
+    """Dot transparency (RFC 5321 s. 4.5.2), piece by piece; holds back at most one CR."""
+
+    __slots__ = ("_at_line_start", "_carry")
+
+    def __init__(self) -> None:
+        self._at_line_start = True
+        self._carry = False
+
+    def feed(self, data: bytes) -> bytes:
+        """`data` as it goes out. Raises BareNewline."""
+        if self._carry:
+            data = b"\r" + data
+            self._carry = False
+        if data.endswith(b"\r"):
+            data = data[:-1]
+            self._carry = True
+        if not data:
+            return b""
+        ends = data.count(_BARE)
+        if data.count(b"\n") != ends or data.count(b"\r") != ends:
+            raise BareNewline
+        out = data.replace(b"\r\n.", b"\r\n..")
+        if self._at_line_start and data.startswith(b"."):
+            out = b"." + out
+        self._at_line_start = data.endswith(_BARE)
+        return out
+
+    def end(self) -> bytes:
+        """What ends the message: CRLF if the last line has none, and the dot. Raises BareNewline."""
+        if self._carry:
+            raise BareNewline
+        return b".\r\n" if self._at_line_start else b"\r\n.\r\n"
+
+
+@dataclass(slots=True)
+class Contexts:
+    """TLS for clients. Made once: a context costs milliseconds."""
+
+    _opportunistic: ssl.SSLContext | None = None
+    _verified: dict[str, ssl.SSLContext] = field(default_factory=dict)
+
+    def opportunistic(self) -> ssl.SSLContext:
+        """Any certificate (RFC 7435): without TLS it would go in the clear."""
+        if self._opportunistic is None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context.options |= ssl.OP_NO_TICKET  # servers of one big provider broke on tickets
+            self._opportunistic = context
+        return self._opportunistic
+
+    def verified(self, ca_file: str) -> ssl.SSLContext:
+        """The host's name in a certificate of a trusted root. Raises OSError for an unreadable `ca_file`."""
+        context = self._verified.get(ca_file)
+        if context is None:
+            context = ssl.create_default_context(cafile=ca_file or None)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            self._verified[ca_file] = context
+        return context
+
+
+class Connection:
+    """A session with one server, ready for transactions."""
+
+    def __init__(self, wire: Wire, host: Host, outbound: Outbound) -> None:
+        self._wire = wire
+        self.host = host
+        self._outbound = outbound
+        self._extensions: dict[str, str] = {}
+        self._needs_reset = False
+        self.tls = ""
+        self.sent = 0
+
+    @property
+    def usable(self) -> bool:
+        return self._wire.idle
+
+    @property
+    def passes_dsn_on(self) -> bool:
+        return "dsn" in self._extensions
+
+    # -- opening ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    async def open(
+        cls, host: Host, hop: Hop, outbound: Outbound, hostname: str, contexts: Contexts, *, plain: bool
+    ) -> Connection:
+        """Connect, greet, start TLS, log in, as the hop wants it. `plain`: TLS did not work. Raises Broken."""
+        loop = asyncio.get_running_loop()
+        implicit = hop.tls is TlsMode.IMPLICIT
+        source = _source(outbound.source_addresses, host.address)
+        try:
+            context = contexts.verified(hop.ca_file) if implicit else None
+            async with asyncio.timeout(outbound.connect_timeout_s):
+                _, wire = await loop.create_connection(
+                    lambda: Wire(loop), host.address, hop.port, ssl=context,
+                    server_hostname=host.name if implicit else None, local_addr=(source, 0) if source else None,
+                )  # fmt: skip
+        except (OSError, TimeoutError) as e:
+            raise _broken(Phase.STARTTLS if isinstance(e, ssl.SSLError) else Phase.CONNECT, e) from e
+        connection = cls(wire, host, outbound)
+        try:
+            await connection._greet(hop, hostname, contexts, plain=plain)
+        except BaseException:
+            connection.abort()
+            raise
+        return connection
+
+    async def _greet(self, hop: Hop, hostname: str, contexts: Contexts, *, plain: bool) -> None:
+        self._note_tls()
+        greeting = await self._reply(Phase.GREETING, self._outbound.command_timeout_s)
+        if greeting.code != 220:
+            raise Broken(Phase.GREETING, greeting)
+        await self._hello(hostname)
+        if hop.tls in (TlsMode.OPPORTUNISTIC, TlsMode.VERIFIED):
+            if "starttls" in self._extensions and not plain:
+                await self._start_tls(hop, contexts)
+                await self._hello(hostname)
+            elif hop.tls is TlsMode.VERIFIED:
+                raise Broken(Phase.STARTTLS, Event.NOT_OFFERED, "STARTTLS is required but not offered")
+        if hop.username:
+            await self._log_in(hop)
+
+    async def _hello(self, hostname: str) -> None:
+        self._extensions = {}
+        reply, raw = await self._ask(Phase.EHLO, f"EHLO {hostname}")
+        if reply.code == 250:
+            self._extensions, _ = parse_esmtp_extensions(raw)
+            return
+        if reply.code >= 500:  # RFC 5321 s. 4.1.4: fall back to HELO
+            hello, _ = await self._ask(Phase.EHLO, f"HELO {hostname}")
+            if hello.code == 250:
+                return
+        raise Broken(Phase.EHLO, reply)
+
+    async def _start_tls(self, hop: Hop, contexts: Contexts) -> None:
+        verified = hop.tls is TlsMode.VERIFIED
+        name = None if self.host.name.startswith("[") else self.host.name
+        try:
+            context = contexts.verified(hop.ca_file) if verified else contexts.opportunistic()
+            await self._wire.start_tls(context, server_hostname=name, timeout=self._outbound.connect_timeout_s)
+        except (OSError, TimeoutError, SMTPException) as e:
+            raise _broken(Phase.STARTTLS, e) from e
+        # RFC 3207 s. 4.2: whatever was said before TLS counts for nothing, and nothing may be said unasked
+        self._wire.replies.clear()
+        self._note_tls()
+
+    def _note_tls(self) -> None:
+        transport = self._wire.transport
+        session = transport.get_extra_info("ssl_object") if transport is not None else None
+        if session is not None:
+            cipher = session.cipher()
+            self.tls = f"{session.version()} {cipher[0] if cipher else ''}".rstrip()
+
+    async def _log_in(self, hop: Hop) -> None:
+        """AUTH PLAIN or LOGIN (RFC 4954). A password goes in the clear only where the setting says tls = "none"."""
+        if not self.tls and hop.tls is not TlsMode.NONE:
+            raise Broken(Phase.AUTH, Event.NOT_OFFERED, "no TLS, so no login")
+        offered = self._extensions.get("auth", "").upper().split()
+        loop = asyncio.get_running_loop()
+        try:
+            text = await loop.run_in_executor(None, Path(hop.password_file).read_text, "utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise Broken(Phase.AUTH, Event.NOT_OFFERED, f"password_file: {e}") from e
+        password = text.removesuffix("\n")
+        if "PLAIN" in offered:
+            reply, _ = await self._ask(Phase.AUTH, "AUTH PLAIN " + _base64(f"\0{hop.username}\0{password}"))
+        elif "LOGIN" in offered:
+            reply, _ = await self._ask(Phase.AUTH, "AUTH LOGIN")
+            for answer in (hop.username, password):
+                if reply.code == 334:
+                    reply, _ = await self._ask(Phase.AUTH, _base64(answer))
+        else:
+            raise Broken(Phase.AUTH, Event.NOT_OFFERED, f"neither PLAIN nor LOGIN among {' '.join(offered) or 'none'}")
+        if reply.code != 235:
+            raise Broken(Phase.AUTH, reply)
+
+    # -- a transaction ----------------------------------------------------------------------------------------------
+
+    async def send(
+        self, envelope: Envelope, recipients: Sequence[Recipient], content: Content
+    ) -> list[tuple[Phase, Remote]]:
+        """One transaction; the decisive reply for each recipient, and in which phase it came.
+
+        A recipient has the message when its phase is DOT and the code 2xx. Raises Broken, and BareNewline when the
+        content can't be sent.
+        """
+        refusal = self._impossible(envelope, recipients, content)
+        if refusal is not None:
+            return [(Phase.MAIL, refusal)] * len(recipients)
+        decided: dict[int, tuple[Phase, Remote]] = {}
+        try:
+            accepted = await self._envelope(envelope, recipients, content, decided)
+            if accepted:
+                reply = await self._content(content)
+                self._needs_reset = False
+                decided.update((n, (Phase.DOT, reply)) for n in accepted)
+        except Broken as e:
+            e.refused = decided
+            self.abort()
+            raise
+        except BaseException:
+            self.abort()
+            raise
+        self.sent += 1
+        return [decided[n] for n in range(len(recipients))]
+
+    def _impossible(self, envelope: Envelope, recipients: Sequence[Recipient], content: Content) -> Remote | None:
+        """Why this server can't have the message, seen before MAIL; in the words that it would use."""
+        limit = self._extensions.get("size", "")
+        if limit.isdigit() and 0 < int(limit) < content.size_octets:
+            return Remote(552, f"5.3.4 Message of {content.size_octets} octets is over the limit of {limit}")
+        if _needs_smtputf8(envelope, recipients, content) and "smtputf8" not in self._extensions:
+            return Remote(553, "5.6.7 The address or header is not ASCII, and the server does not offer SMTPUTF8")
+        return None
+
+    async def _envelope(
+        self, envelope: Envelope, recipients: Sequence[Recipient], content: Content,
+        decided: dict[int, tuple[Phase, Remote]],
+    ) -> list[int]:  # fmt: skip
+        """MAIL, RCPT, DATA; the recipients for which content is awaited now."""
+        utf8 = _needs_smtputf8(envelope, recipients, content)
+        lines = [(Phase.MAIL, self._mail_command(envelope, content, utf8=utf8))]
+        lines += [(Phase.RCPT, self._rcpt_command(r, utf8=utf8)) for r in recipients]
+        lines.append((Phase.DATA, "DATA"))
+        pipelining = "pipelining" in self._extensions
+        if self._needs_reset:
+            await self._ask(Phase.MAIL, "RSET")
+        self._needs_reset = True
+        if pipelining:
+            self._write(Phase.MAIL, [line for _, line in lines])
+        mail: Remote | None = None
+        accepted: list[int] = []
+        reply: Remote | None = None
+        for place, (phase, line) in enumerate(lines):
+            if not pipelining:
+                if (mail is not None and not _is_success(mail)) or (phase is Phase.DATA and not accepted):
+                    break
+                self._write(phase, [line])
+            reply = await self._reply_after(phase, reply)
+            if phase is Phase.MAIL:
+                mail = reply
+            elif phase is Phase.RCPT:
+                assert mail is not None
+                if not _is_success(mail):
+                    continue
+                if _is_success(reply):
+                    accepted.append(place - 1)
+                else:
+                    decided[place - 1] = (Phase.RCPT, reply)
+        assert mail is not None
+        assert reply is not None
+        if not _is_success(mail):
+            decided.update((n, (Phase.MAIL, mail)) for n in range(len(recipients)))
+        elif accepted and reply.code == 354:
+            return accepted
+        else:
+            decided.update((n, (Phase.DATA, reply)) for n in accepted)
+        if pipelining and reply.code == 354:
+            # RFC 2920 s. 3.1: the server waits for content although it has no recipient; it gets an empty message
+            await self._ask(Phase.DATA, ".")
+        return []
+
+    async def _reply_after(self, phase: Phase, before: Remote | None) -> Remote:
+        """The next reply. When the connection is gone after a 421, that is what the server had to say."""
+        try:
+            return await self._reply(phase, self._outbound.command_timeout_s)
+        except Broken as e:
+            if before is not None and before.code == 421 and e.what is Event.LOST:
+                raise Broken(phase, before) from e
+            raise
+
+    async def _content(self, content: Content) -> Remote:
+        stuffer = DotStuffer()
+        held = b""  # small pieces go out together
+        phase = Phase.CONTENT
+        try:
+            async for piece in _pieces(content):
+                held += stuffer.feed(piece)
+                if len(held) >= 1 << 16:
+                    self._wire.write(held)
+                    held = b""
+                    if self._wire.writing_paused:
+                        async with asyncio.timeout(self._outbound.command_timeout_s):
+                            await self._wire.drained()
+            held += stuffer.end()
+            phase = Phase.DOT
+            self._wire.write(held)
+        except (ConnectionError, TimeoutError, SMTPException) as e:
+            if phase is Phase.CONTENT and self._wire.replies:
+                # The server said why before it hung up.
+                raise Broken(phase, _remote(self._wire.replies[0])) from e
+            raise _broken(Phase.CONTENT, e) from e
+        return await self._reply(Phase.DOT, self._outbound.data_timeout_s)
+
+    def _mail_command(self, envelope: Envelope, content: Content, *, utf8: bool) -> str:
+        words = [f"MAIL FROM:<{_path(envelope.mail_from, utf8=utf8)}>"]
+        if "size" in self._extensions:
+            words.append(f"SIZE={content.size_octets}")
+        if envelope.body != "7BIT" and "8bitmime" in self._extensions:
+            words.append("BODY=8BITMIME")
+        if utf8:
+            words.append("SMTPUTF8")
+        if self.passes_dsn_on:
+            if envelope.ret:
+                words.append(f"RET={envelope.ret}")
+            if envelope.envid:
+                words.append(f"ENVID={xtext(envelope.envid)}")
+        return " ".join(words)
+
+    def _rcpt_command(self, recipient: Recipient, *, utf8: bool) -> str:
+        words = [f"RCPT TO:<{_path(recipient.address, utf8=utf8)}>"]
+        if self.passes_dsn_on:
+            if recipient.notify:
+                words.append("NOTIFY=" + ",".join(sorted(recipient.notify)))
+            if recipient.orcpt and recipient.orcpt.isascii():
+                kind, _, address = recipient.orcpt.partition(";")
+                words.append(f"ORCPT={kind};{xtext(address)}")
+        return " ".join(words)
+
+    # -- the wire ---------------------------------------------------------------------------------------------------
+
+    def _write(self, phase: Phase, lines: Sequence[str]) -> None:
+        data = [line.encode("utf-8") for line in lines]
+        for line in data:
+            if COMMAND_INJECTION_REGEX.search(line):
+                raise Broken(phase, Remote(553, "5.1.3 Control character in an address"))
+        try:
+            self._wire.write(b"\r\n".join(data) + b"\r\n")
+        except (OSError, SMTPException) as e:
+            raise _broken(phase, e) from e
+
+    async def _ask(self, phase: Phase, line: str) -> tuple[Remote, str]:
+        """One command, its reply, and the reply's text line by line."""
+        self._write(phase, [line])
+        raw = await self._raw_reply(phase, self._outbound.command_timeout_s)
+        return _remote(raw), raw.message
+
+    async def _reply(self, phase: Phase, timeout_s: float) -> Remote:
+        return _remote(await self._raw_reply(phase, timeout_s))
+
+    async def _raw_reply(self, phase: Phase, timeout_s: float) -> SMTPResponse:
+        if self._wire.replies:
+            return self._wire.replies.popleft()
+        try:
+            return await self._wire.read_response(timeout_s)
+        except (OSError, TimeoutError, SMTPException) as e:
+            raise _broken(phase, e) from e
+
+    def close(self) -> None:
+        """Say QUIT and hang up; nobody waits for the answer."""
+        try:
+            self._wire.write(b"QUIT\r\n")
+        except (OSError, SMTPException):
+            pass
+        if self._wire.transport is not None:
+            self._wire.transport.close()
+
+    def abort(self) -> None:
+        """Hang up at once."""
+        if isinstance(self._wire.transport, asyncio.WriteTransport):
+            self._wire.transport.abort()
+        elif self._wire.transport is not None:
+            self._wire.transport.close()
+
+
+async def _pieces(content: Content) -> AsyncIterator[bytes]:
+    """The content; pieces that lie in a file are read in a thread, several at a time."""
+    if content.in_memory:
+        for piece in content.chunks():
+            yield piece
+        return
+    loop = asyncio.get_running_loop()
+    source: Iterator[bytes] = content.chunks()
+    while pieces := await loop.run_in_executor(None, lambda: list(islice(source, _PIECES_PER_HOP))):
+        for piece in pieces:
+            yield piece
+
+
+def xtext(text: str) -> str:
+    """RFC 3461 s. 4: `+`, `=` and everything but printable ASCII as +HH."""
+    return re.sub(rb"[^!-*,-<>-~]", lambda m: b"+%02X" % m[0][0], text.encode("utf-8")).decode("ascii")
+
+
+def _path(address: Address | None, *, utf8: bool) -> str:
+    if address is None:
+        return ""
+    if utf8 or address.is_ascii:
+        return str(address)
+    return str(Address(address.local_part, address.ascii_domain))
+
+
+def _needs_smtputf8(envelope: Envelope, recipients: Sequence[Recipient], content: Content) -> bool:
+    """Whether the message can't be had without (RFC 6531 s. 3.4). A domain can be written in A-labels."""
+    addresses = [r.address for r in recipients]
+    if envelope.mail_from is not None:
+        addresses.append(envelope.mail_from)
+    if any(not address.local_part.isascii() for address in addresses):
+        return True
+    return envelope.smtputf8 and not content.head.isascii()
+
+
+def _is_success(reply: Remote) -> bool:
+    return 200 <= reply.code < 300
+
+
+def _remote(response: SMTPResponse) -> Remote:
+    """A reply in one line: an enhanced code that every line repeats is said once."""
+    first, *rest = response.message.split("\n")
+    status, _ = split_status(first)
+    words = [first] + [line.removeprefix(status).lstrip() if status else line for line in rest]
+    text = printable(" ".join(w for w in words if w).encode("utf-8", "replace").decode("utf-8"))
+    return Remote(response.code, text[:_MAX_REPLY_TEXT])
+
+
+def _broken(phase: Phase, error: Exception) -> Broken:
+    """What an exception of the network, of TLS or of aiosmtplib means."""
+    detail = printable(str(error))[:_MAX_REPLY_TEXT] or type(error).__name__
+    if isinstance(error, SMTPResponseException):
+        if error.code > 0:
+            return Broken(phase, _remote(SMTPResponse(error.code, error.message)))
+        return Broken(phase, Event.GARBAGE, detail)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Broken(phase, Event.BAD_CERTIFICATE, detail)
+    if isinstance(error, ssl.SSLError):
+        return Broken(phase, Event.TLS_FAILED, detail)
+    if isinstance(error, TimeoutError):
+        return Broken(phase, Event.TIMEOUT, "timed out" if phase is not Phase.CONNECT else "connection timed out")
+    if phase is Phase.CONNECT:
+        return Broken(phase, Event.REFUSED, detail)
+    return Broken(phase, Event.TLS_FAILED if phase is Phase.STARTTLS else Event.LOST, detail)
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode("utf-8")).decode("ascii")
+
+
+def _source(addresses: Sequence[str], to: str) -> str:
+    """The first configured source address of the family of `to`."""
+    return next((a for a in addresses if (":" in a) == (":" in to)), "")

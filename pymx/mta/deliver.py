@@ -1,0 +1,282 @@
+"""An attempt to hand a message to another server: hosts in order, connections kept, one outcome per recipient.
+
+`attempt` never raises for what a remote or the network does. Recipients that share a next hop go in one transaction (at
+most a hundred at a time); each gets the outcome of its own reply. What a failure leads to is decided by `mta.trouble`.
+
+A connection that worked is kept for `[outbound] keep_connection_s`, so the next message to the same hop needs no new
+one. A kept connection that turns out to be dead is no failure: the message goes over a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from contextlib import aclosing
+
+from pymx import log, metrics
+from pymx.config.model import Outbound
+from pymx.mail.envelope import Recipient
+from pymx.mail.status import split_status
+from pymx.mta.client import MAX_RECIPIENTS, BareNewline, Broken, Connection, Contexts
+from pymx.mta.mx import Host, MxLookup, Unroutable
+from pymx.mta.route import Hop, TlsMode, by_hop
+from pymx.mta.trouble import Action, Event, Phase, Remote, Verdict, judge, last_host
+from pymx.queue.destination import routing_domain
+from pymx.queue.item import Attempt, Outcome, Result
+from pymx.resolver.resolver import Resolver
+
+_MAX_ADDRESSES = 6  # tried in one attempt; the next attempt shuffles again
+
+_log = log.get("mta")
+
+
+class Deliver:
+    """Delivery over SMTP."""
+
+    def __init__(
+        self, resolver: Resolver, outbound: Outbound, hostname: str, *, own_addresses: Collection[str] = ()
+    ) -> None:
+        self._outbound = outbound
+        self._hostname = hostname
+        self._contexts = Contexts()
+        self._mx = MxLookup(
+            resolver, own_names=[hostname], own_addresses=own_addresses, allow_private=outbound.allow_private
+        )
+        self._kept = _Kept(outbound)
+
+    async def attempt(self, attempt: Attempt) -> list[Outcome]:
+        """Try every recipient; their outcomes in order."""
+        recipients = attempt.envelope.recipients
+        outcomes: dict[int, Outcome] = {}
+        for hop, places in by_hop(self._outbound, [routing_domain(r.address) for r in recipients]).items():
+            run = _Run(self, attempt, hop, places)
+            await run.run()
+            outcomes.update(run.outcomes)
+        return [outcomes[n] for n in range(len(recipients))]
+
+    async def close(self) -> None:
+        """Hang up all kept connections."""
+        self._kept.close()
+
+
+class _Run:
+    """One attempt at one hop. `pending` are the places of recipients without an outcome yet."""
+
+    def __init__(self, deliver: Deliver, attempt: Attempt, hop: Hop, places: Sequence[int]) -> None:
+        self._deliver = deliver
+        self._attempt = attempt
+        self._hop = hop
+        self._pending = list(places)
+        self._trouble: dict[int, tuple[Phase, Remote | Event, str, str, Host | None]] = {}
+        self._had_its_say: set[str] = set()  # addresses that answered over a kept connection
+        self.outcomes: dict[int, Outcome] = {}
+
+    async def run(self) -> None:
+        await self._over_kept_connection()
+        if not self._pending:
+            return
+        mx = self._deliver._mx
+        hosts = mx.fixed(self._hop.host) if self._hop.host else mx.hosts(self._hop.domain)
+        tried = 0
+        try:
+            async with aclosing(hosts) as addresses:  # type: ignore[type-var]  # both are generators
+                async for host in addresses:
+                    if host.address in self._had_its_say:
+                        continue
+                    await self._at(host)
+                    tried += 1
+                    if not self._pending or tried == _MAX_ADDRESSES:
+                        break
+        except Unroutable as e:
+            self._settle_unroutable(e)
+        self._settle_rest()
+
+    async def _over_kept_connection(self) -> None:
+        """Over a connection that was kept, if one is still alive."""
+        while (connection := self._deliver._kept.take(self._hop.key)) is not None:
+            try:
+                await self._transact(connection)
+            except Broken as e:
+                if e.phase is Phase.MAIL and (e.what is Event.LOST or _is_goodbye(e.what)):
+                    continue  # it had ended meanwhile, as servers do with idle connections
+                self._note_broken(e, connection.host, connection.tls)
+            else:
+                self._had_its_say.add(connection.host.address)
+            return
+
+    async def _at(self, host: Host) -> None:
+        """Try one address, once more without TLS if that is what the trouble calls for."""
+        for plain in (False, True):
+            deliver = self._deliver
+            tls_optional = self._hop.tls is TlsMode.OPPORTUNISTIC and not plain
+            try:
+                connection = await Connection.open(
+                    host, self._hop, deliver._outbound, deliver._hostname, deliver._contexts, plain=plain
+                )
+            except Broken as e:
+                metrics.add("outbound_connections_failed")
+                if judge(e.phase, e.what, tls_optional=tls_optional).action is Action.PLAIN:
+                    metrics.add("outbound_tls_failed")
+                    _log.warning(
+                        "outbound_tls_failed", mx=host.name, peer_ip=host.address, reason=e.detail or str(e.what)
+                    )
+                    continue
+                self._note_broken(e, host, "")
+                return
+            metrics.add("outbound_connections")
+            try:
+                await self._transact(connection)
+            except Broken as e:
+                self._note_broken(e, host, connection.tls)
+            return
+
+    async def _transact(self, connection: Connection) -> None:
+        """Transactions for what is pending. Raises Broken, with its refusals settled."""
+        envelope, content = self._attempt.envelope, self._attempt.content
+        todo = list(self._pending)
+        while todo:
+            places = todo[:MAX_RECIPIENTS]
+            recipients = [envelope.recipients[n] for n in places]
+            try:
+                replies = await connection.send(envelope, recipients, content)
+            except Broken as e:
+                for n, (phase, reply) in e.refused.items():
+                    self._note(places[n], phase, reply, connection.host, connection.tls, connection)
+                raise
+            except BareNewline:
+                connection.abort()
+                self._fail_all("5.6.0", "5.6.0 The message has line ends that SMTP can't carry")
+                return
+            took_some = any(phase is Phase.DOT for phase, _ in replies)
+            again = []
+            for n, (phase, reply) in zip(places, replies, strict=True):
+                if took_some and phase is Phase.RCPT and reply.code in (452, 552) and _too_many(reply):
+                    again.append(n)  # the server takes fewer at a time: the rest in another transaction
+                else:
+                    self._note(n, phase, reply, connection.host, connection.tls, connection)
+            todo = again + todo[MAX_RECIPIENTS:]
+        self._deliver._kept.give(self._hop.key, connection)
+
+    # -- outcomes ---------------------------------------------------------------------------------------------------
+
+    def _note(
+        self, place: int, phase: Phase, reply: Remote, host: Host, tls: str, connection: Connection | None
+    ) -> None:
+        """A reply for one recipient."""
+        if phase is Phase.DOT and 200 <= reply.code < 300:
+            passed_on = connection is not None and connection.passes_dsn_on
+            status = split_status(reply.text)[0]
+            self._settle(
+                place, Result.DELIVERED, status if status.startswith("2") else "2.0.0", str(reply), host, tls,
+                passed_on=passed_on,
+            )  # fmt: skip
+            return
+        self._follow(place, judge(phase, reply), phase, reply, str(reply), host, tls)
+
+    def _note_broken(self, e: Broken, host: Host, tls: str) -> None:
+        """Trouble for everyone who is still pending."""
+        if e.phase is Phase.DOT:
+            metrics.add("outbound_maybe_doubled", len(self._pending))
+            _log.warning("delivery_unsure", queue_id=self._attempt.queue_id, mx=host.name, reason=e.detail)
+        verdict = judge(e.phase, e.what)
+        words = str(e.what) if isinstance(e.what, Remote) else f"{e.what.value} ({e.phase.value}): {e.detail}"
+        for place in list(self._pending):
+            self._follow(place, verdict, e.phase, e.what, words, host, tls)
+
+    def _follow(
+        self, place: int, verdict: Verdict, phase: Phase, what: Remote | Event, words: str, host: Host, tls: str
+    ) -> None:
+        if verdict.action is Action.FAIL:
+            self._settle(place, Result.FAILED, verdict.status, words, host, tls)
+        elif verdict.action is Action.DEFER:
+            self._settle(place, Result.DEFERRED, verdict.status, words, host, tls)
+        else:
+            self._trouble[place] = (phase, what, words, tls, host)
+
+    def _settle(
+        self, place: int, result: Result, status: str, reply: str, host: Host | None, tls: str, *,
+        passed_on: bool = False,
+    ) -> None:  # fmt: skip
+        recipient: Recipient = self._attempt.envelope.recipients[place]
+        self.outcomes[place] = Outcome(
+            recipient, result, status, reply, host.name if host else "", host.address if host else "", tls, passed_on
+        )
+        self._pending.remove(place)
+
+    def _settle_unroutable(self, e: Unroutable) -> None:
+        for place in list(self._pending):
+            if place not in self._trouble:
+                result = Result.DEFERRED if e.temporary else Result.FAILED
+                self._settle(place, result, e.status, str(e), None, "")
+
+    def _settle_rest(self) -> None:
+        """No host is left to try."""
+        for place in list(self._pending):
+            phase, what, words, tls, host = self._trouble[place]
+            verdict = last_host(phase, what, judge(phase, what).status)
+            result = Result.FAILED if verdict.action is Action.FAIL else Result.DEFERRED
+            self._settle(place, result, verdict.status, words, host, tls)
+
+    def _fail_all(self, status: str, reply: str) -> None:
+        for place in list(self._pending):
+            self._settle(place, Result.FAILED, status, reply, None, "")
+
+
+class _Kept:
+    """Connections that wait for the next message, by hop."""
+
+    def __init__(self, outbound: Outbound) -> None:
+        self._keep_s = outbound.keep_connection_s
+        self._max_messages = outbound.max_messages_per_connection
+        self._limit = outbound.max_deliveries
+        self._kept: dict[str, list[tuple[Connection, asyncio.TimerHandle]]] = {}
+        self._count = 0
+
+    def take(self, key: str) -> Connection | None:
+        """One that is alive, or None."""
+        waiting = self._kept.get(key)
+        while waiting:
+            connection, timer = waiting.pop()
+            self._count -= 1
+            timer.cancel()
+            if not waiting:
+                del self._kept[key]
+            if connection.usable:
+                return connection
+            connection.abort()
+        return None
+
+    def give(self, key: str, connection: Connection) -> None:
+        full = self._count >= self._limit
+        if not connection.usable or connection.sent >= self._max_messages or not self._keep_s or full:
+            connection.close()
+            return
+        timer = asyncio.get_running_loop().call_later(self._keep_s, self._expire, key, connection)
+        self._kept.setdefault(key, []).append((connection, timer))
+        self._count += 1
+
+    def _expire(self, key: str, connection: Connection) -> None:
+        waiting = [entry for entry in self._kept.get(key, []) if entry[0] is not connection]
+        if waiting:
+            self._kept[key] = waiting
+        else:
+            self._kept.pop(key, None)
+        self._count -= 1
+        connection.close()
+
+    def close(self) -> None:
+        for waiting in self._kept.values():
+            for connection, timer in waiting:
+                timer.cancel()
+                connection.close()
+        self._kept.clear()
+        self._count = 0
+
+
+def _is_goodbye(what: Remote | Event) -> bool:
+    return isinstance(what, Remote) and what.code == 421
+
+
+def _too_many(reply: Remote) -> bool:
+    """RFC 5321 s. 4.5.3.1.10: 452, in old servers 552, for "too many recipients"."""
+    return split_status(reply.text)[0] in ("", "4.5.3", "5.5.3")

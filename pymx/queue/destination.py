@@ -1,0 +1,31 @@
+"""Which recipients share a destination. PURE.
+
+A destination is what connections and limits are counted by: the next hop of a route, else the recipient's domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pymx.config.model import Route
+from pymx.mail.address import Address, AddressError
+
+
+def matching_route(routes: Sequence[Route], domain: str) -> Route | None:
+    """The first route for a domain (A-labels, lower case); `*` fits every one."""
+    return next((r for r in routes if r.domain == "*" or r.domain.lower().rstrip(".") == domain), None)
+
+
+def routing_domain(address: Address) -> str:
+    """The domain to look up; a domain without an IDNA form stays as it is and will not be found."""
+    try:
+        return address.ascii_domain
+    except AddressError:
+        return address.domain
+
+
+def destination(routes: Sequence[Route], address: Address) -> str:
+    """The destination of an address: "host:port" of its route, or its domain."""
+    domain = routing_domain(address)
+    route = matching_route(routes, domain)
+    return f"{route.host}:{route.port}" if route else domain
