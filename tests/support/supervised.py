@@ -22,7 +22,7 @@ from pymx.config.model import Config
 from pymx.supervisor import run_supervisor
 
 # something to be shared: objects of the kind that imported code consists of
-BALLAST = [{str(i): (i, str(i))} for i in range(60_000)]
+BALLAST = [[[i], [str(i)]] for i in range(100_000)]
 
 
 def main() -> int:
