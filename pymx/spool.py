@@ -27,6 +27,7 @@ class SpoolFile:
     __slots__ = ("fd",)
 
     def __init__(self, directory: Path) -> None:
+        self.fd = -1
         self.fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
 
     @classmethod
