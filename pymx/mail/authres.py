@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pymx.mail.header import Field, build_field, iter_fields
+from pymx.mail.mime import strip_comments
 
 _SPECIAL = re.compile(r'[\s()<>@,;:\\"/\[\]?=\x00-\x1f\x7f]')
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_COMMENT = re.compile(rb"\([^()]*\)")
 # authserv-id: a MIME token or a quoted string, perhaps with a version behind it (s. 2.2)
 _AUTHSERV_ID = re.compile(rb'[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))')
 
@@ -49,7 +49,7 @@ def authentication_results(authserv_id: str, results: Sequence[Result]) -> bytes
 def _claims(field: Field, authserv_id: str) -> bool:
     if field.name != "authentication-results":
         return False
-    match = _AUTHSERV_ID.match(_COMMENT.sub(b" ", field.value))
+    match = _AUTHSERV_ID.match(strip_comments(field.value))
     if not match:
         return True  # nobody can tell whose it is, so nobody should take it for ours
     return (match[1] or match[2] or b"").decode("utf-8", "replace").lower() == authserv_id.lower()
