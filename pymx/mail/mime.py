@@ -303,7 +303,7 @@ class _Scanner:
         part = Part(start, header_end, body_start, fields=fields)
         self._classify(part, digest=digest)
         if stop is not None:
-            part.body_end = body_start
+            pass
         elif depth >= MAX_DEPTH and (part.type == b"multipart" or _is_message(part)):
             part.type, part.subtype, part.params = b"application", b"octet-stream", []
             stop = self._leaf(part)
@@ -314,6 +314,10 @@ class _Scanner:
             part.body_end = self._end_before(stop, body_start)
         else:
             stop = self._leaf(part)
+        if stop is not None and stop.start <= part.body_start:
+            # No body: the line end before the delimiter, be it the empty line, is the delimiter's.
+            part.body_start = part.body_end = self._end_before(stop, start)
+            part.header_end = min(header_end, part.body_start)
         if _is_message(part):
             if part.message is None:
                 part.message = Part(body_start, body_start, body_start, part.body_end)

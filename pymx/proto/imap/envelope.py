@@ -121,7 +121,7 @@ def addresses(value: bytes) -> Iterator[Address]:
         else:
             name = quoted if quoted is not None else phrase.rstrip(b" ")
             if b"  " in name and quoted is None:
-                name = b" ".join(name.split(b" "))
+                name = b" ".join(name.split())
             yield name or None, None, mailbox, host
         position = match.end()
 
@@ -158,12 +158,13 @@ class _Reader:
                 self._gap = True
             elif kind == "special":
                 if text == b",":
-                    if not self._in_route():
+                    if self._in_route():
+                        self._add(text)
+                    elif self._words or self._angle:
                         yield from self._finish()
-                        continue
-                    self._add(text)
                 elif text == b";":
-                    yield from self._finish()
+                    if self._words or self._angle:
+                        yield from self._finish()
                     if self._in_group:
                         self._in_group = False
                         yield None, None, None, None
@@ -184,6 +185,8 @@ class _Reader:
 
     def _add(self, text: bytes) -> None:
         if self._angle != "closed":
+            if not self._words:
+                self._comment = None  # only what stands behind an address names its owner
             self._words.append((text, self._gap))
         self._gap = False
 
