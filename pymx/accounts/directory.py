@@ -54,6 +54,10 @@ class _Entry:
     destinations: tuple[str, ...] | None
 
 
+# The error stands for "can't be told now": whether it matters depends on what the other keys say.
+_Answer = _Entry | DirectoryUnavailable | None
+
+
 class Directory:
     """One per process. `default_quota_octets` is for users without a quota of their own."""
 
@@ -209,12 +213,12 @@ class Directory:
         entries = await self._load_entries(dict.fromkeys(key for several in keys.values() for key in several))
         return {address.key: self._node(address, keys[address.key], entries) for address in addresses}
 
-    def _node(self, address: Address, keys: Sequence[str], entries: Mapping[str, _Entry | None]) -> Node:
+    def _node(self, address: Address, keys: Sequence[str], entries: Mapping[str, _Answer]) -> Node:
         if not keys:
             # At the server's own name there is only the postmaster, whom `resolve` finds.
             return aliases.UNKNOWN if address.domain == self._hostname else aliases.EXTERNAL
         for key in keys:
-            entry = entries[key]
+            entry = _known(entries[key])  # what comes after a hit may well be unknown
             if entry:
                 account = entry.user.account if entry.user else None
                 if entry.destinations is None:
@@ -233,7 +237,7 @@ class Directory:
         if domain is None:
             return None
         key = f"{address.local_part.lower()}@{domain.name}"
-        entry = (await self._load_entries((key,)))[key]
+        entry = _known((await self._load_entries((key,)))[key])
         return entry.user if entry else None
 
     async def _domain(self, name: str) -> _Domain | None:
@@ -251,8 +255,12 @@ class Directory:
         generation = self._generation
         try:
             rows = await self._reader.domains([form for several in forms.values() for form in several])
-        except DirectoryUnavailable:
-            return _with_stale(self._domains, missing, found)
+        except DirectoryUnavailable as e:
+            _add_stale(self._domains, missing, found)
+            for name in missing:
+                if name not in found:
+                    raise DirectoryUnavailable(f"{e.reason}; {name} is not remembered") from None
+            return found
         by_name = {str(row[1]).lower(): _Domain(int(row[0]), str(row[1]).lower()) for row in rows}
         for name in missing:
             domain = next((by_name[form] for form in forms[name] if form in by_name), None)
@@ -261,7 +269,7 @@ class Directory:
                 self._domains.put(name, domain)
         return found
 
-    async def _load_entries(self, keys: Sequence[str] | Mapping[str, None]) -> dict[str, _Entry | None]:
+    async def _load_entries(self, keys: Iterable[str]) -> Mapping[str, _Answer]:
         found: dict[str, _Entry | None] = {}
         missing = _cached(self._entries, keys, found)
         if not missing:
@@ -269,8 +277,9 @@ class Directory:
         generation = self._generation
         try:
             users, alias_rows = await self._reader.addresses(missing)
-        except DirectoryUnavailable:
-            return _with_stale(self._entries, missing, found)
+        except DirectoryUnavailable as e:
+            _add_stale(self._entries, missing, found)
+            return found | {key: e for key in missing if key not in found}
         user_by_key = {user.account.email: user for user in map(self._user_of, users)}
         destinations = self._destinations(alias_rows)
         for key in missing:
@@ -322,14 +331,17 @@ def _cached(cache: TtlCache[_V], keys: Iterable[str], found: dict[str, _V | None
     return missing
 
 
-def _with_stale(cache: TtlCache[_V], missing: Sequence[str], found: dict[str, _V | None]) -> dict[str, _V | None]:
-    """To be called where DirectoryUnavailable was caught; raises it again when an answer is not remembered."""
+def _add_stale(cache: TtlCache[_V], missing: Sequence[str], found: dict[str, _V | None]) -> None:
     for key in missing:
         stale = cache.stale(key)
-        if stale is None:
-            raise DirectoryUnavailable(f"the database does not answer, and {key} is not remembered")
-        found[key] = stale
-    return found
+        if stale is not None:
+            found[key] = stale
+
+
+def _known(answer: _Answer) -> _Entry | None:
+    if isinstance(answer, DirectoryUnavailable):
+        raise DirectoryUnavailable(answer.reason)
+    return answer
 
 
 def _forms(domain: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from pymx.config.model import Database
 MIGRATE = "pymxctl --config FILE migrate"
 _REST_S = 1.0  # after a failure
 _NO_SUCH_TABLE = 1146
-_ILLEGAL_MIX_OF_COLLATIONS = 1267  # a text that the column's character set can't hold
+_ILLEGAL_MIX_OF_COLLATIONS = frozenset({1267, 1270, 1271})  # a text that the column's character set can't hold
 
 Row = tuple[Any, ...]
 Query = tuple[Executable, Mapping[str, object]]
@@ -189,7 +189,7 @@ class Reader:
         code = _code(e)
         if code == _NO_SUCH_TABLE or "no such table" in str(e.orig):
             raise _NoTable(str(e.orig)) from None
-        if code == _ILLEGAL_MIX_OF_COLLATIONS:
+        if code in _ILLEGAL_MIX_OF_COLLATIONS:
             raise _NotRepresentable(str(e.orig)) from None
 
     def _failed(self, e: Exception) -> DirectoryUnavailable:
@@ -220,15 +220,43 @@ def _reason(e: Exception) -> str:
 
 
 def _engine(url: URL, database: Database) -> AsyncEngine:
-    sqlite = is_sqlite(url)
+    if is_sqlite(url):
+        return create_async_engine(
+            reading_url(url),
+            isolation_level="AUTOCOMMIT",
+            skip_autocommit_rollback=True,
+            pool_size=1,
+            max_overflow=0,
+            pool_timeout=database.timeout_s,
+            connect_args={"timeout": database.timeout_s},
+        )
     return create_async_engine(
         reading_url(url),
+        async_creator=_connect_to_mariadb(reading_url(url), database.timeout_s),
+        # set here: per connection it would cost two more round trips at each use
         isolation_level="AUTOCOMMIT",
         skip_autocommit_rollback=True,
-        pool_size=1 if sqlite else database.pool_size,
-        max_overflow=0 if sqlite else 2,
+        pool_size=database.pool_size,
+        max_overflow=2,
         pool_timeout=database.timeout_s,
-        pool_recycle=-1 if sqlite else 1800,
+        pool_recycle=1800,
         pool_use_lifo=True,
-        connect_args={"timeout": database.timeout_s} if sqlite else {"connect_timeout": database.timeout_s},
     )
+
+
+def _connect_to_mariadb(url: URL, timeout_s: int) -> Callable[[], Awaitable[Any]]:
+    """aiomysql's own `connect` leaves the socket open when it is cancelled while a frozen server is silent."""
+    positional, named = url.get_dialect()().create_connect_args(url)
+
+    async def connect() -> Any:
+        import aiomysql  # not for SQLite
+
+        connection = aiomysql.Connection(*positional, **named, connect_timeout=timeout_s)
+        try:
+            await connection._connect()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    return connect
