@@ -22,20 +22,20 @@ from pymx.mail.envelope import Envelope, Listener, Origin, Recipient
 from pymx.queue.item import Outcome, Report
 from pymx.spool import Content
 
-Submit = Callable[[Envelope, Content], Awaitable[None]]
+Submit = Callable[[Envelope, Content], Awaitable[object]]
 
 _log = log.get("mta")
 
 
 class Bounce:
-    """Makes and submits notifications. `postmaster` gets what no sender may be told."""
+    """Makes and submits notifications. `postmaster`, by default the one of the host name, gets what senders may not."""
 
-    def __init__(self, submit: Submit, *, hostname: str, postmaster: Address) -> None:
+    def __init__(self, submit: Submit, *, hostname: str, postmaster: Address | None = None) -> None:
         self._submit = submit
         self._hostname = hostname
-        self._postmaster = postmaster
+        self._postmaster = postmaster or Address("postmaster", hostname)
 
-    async def failed(self, report: Report) -> None:
+    async def gave_up(self, report: Report) -> None:
         """Recipients that are given up."""
         to = self._addressee(report)
         if to is None:

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import re
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 from aiosmtplib.errors import SMTPException, SMTPResponseException, SMTPServerDisconnected
 from aiosmtplib.esmtp import parse_esmtp_extensions
@@ -35,13 +35,14 @@ from pymx.mail.status import split_status
 from pymx.mta.mx import Host
 from pymx.mta.route import Hop, TlsMode
 from pymx.mta.trouble import Event, Phase, Remote
+from pymx.proto.smtp.dotstuff import DotEncoder
 from pymx.proto.smtp.reply import printable
+from pymx.proto.smtp.xtext import encode_xtext
 from pymx.spool import Content
 
 MAX_RECIPIENTS = 100  # of one transaction: what every server must take (RFC 5321 s. 4.5.3.1.8)
 _MAX_REPLY_TEXT = 500
 _PIECES_PER_HOP = 4
-_BARE = b"\r\n"
 
 
 class Broken(Exception):
@@ -122,39 +123,31 @@ class Wire(SMTPProtocol):
         await self._drain_helper()
 
 
-class DotStuffer:
-    """Dot transparency (RFC 5321 s. 4.5.2), piece by piece; holds back at most one CR."""
+class Outgoing:
+    """Content on its way out: dots stuffed, bare CR and LF refused. Holds back at most one CR."""
 
-    __slots__ = ("_at_line_start", "_carry")
+    __slots__ = ("_carry", "_encoder")
 
     def __init__(self) -> None:
-        self._at_line_start = True
-        self._carry = False
+        self._encoder = DotEncoder()
+        self._carry = b""
 
     def feed(self, data: bytes) -> bytes:
         """`data` as it goes out. Raises BareNewline."""
         if self._carry:
-            data = b"\r" + data
-            self._carry = False
+            data, self._carry = self._carry + data, b""
         if data.endswith(b"\r"):
-            data = data[:-1]
-            self._carry = True
-        if not data:
-            return b""
-        ends = data.count(_BARE)
+            data, self._carry = data[:-1], b"\r"
+        ends = data.count(b"\r\n")
         if data.count(b"\n") != ends or data.count(b"\r") != ends:
             raise BareNewline
-        out = data.replace(b"\r\n.", b"\r\n..")
-        if self._at_line_start and data.startswith(b"."):
-            out = b"." + out
-        self._at_line_start = data.endswith(_BARE)
-        return out
+        return self._encoder.feed(data)
 
-    def end(self) -> bytes:
-        """What ends the message: CRLF if the last line has none, and the dot. Raises BareNewline."""
+    def finish(self) -> bytes:
+        """The end of the data. Raises BareNewline."""
         if self._carry:
             raise BareNewline
-        return b".\r\n" if self._at_line_start else b"\r\n.\r\n"
+        return self._encoder.finish()
 
 
 @dataclass(slots=True)
@@ -397,19 +390,19 @@ class Connection:
             raise
 
     async def _content(self, content: Content) -> Remote:
-        stuffer = DotStuffer()
+        outgoing = Outgoing()
         held = b""  # small pieces go out together
         phase = Phase.CONTENT
         try:
             async for piece in _pieces(content):
-                held += stuffer.feed(piece)
+                held += outgoing.feed(piece)
                 if len(held) >= 1 << 16:
                     self._wire.write(held)
                     held = b""
                     if self._wire.writing_paused:
                         async with asyncio.timeout(self._outbound.command_timeout_s):
                             await self._wire.drained()
-            held += stuffer.end()
+            held += outgoing.finish()
             phase = Phase.DOT
             self._wire.write(held)
         except (ConnectionError, TimeoutError, SMTPException) as e:
@@ -431,7 +424,7 @@ class Connection:
             if envelope.ret:
                 words.append(f"RET={envelope.ret}")
             if envelope.envid:
-                words.append(f"ENVID={xtext(envelope.envid)}")
+                words.append(f"ENVID={encode_xtext(envelope.envid)}")
         return " ".join(words)
 
     def _rcpt_command(self, recipient: Recipient, *, utf8: bool) -> str:
@@ -441,7 +434,7 @@ class Connection:
                 words.append("NOTIFY=" + ",".join(sorted(recipient.notify)))
             if recipient.orcpt and recipient.orcpt.isascii():
                 kind, _, address = recipient.orcpt.partition(";")
-                words.append(f"ORCPT={kind};{xtext(address)}")
+                words.append(f"ORCPT={kind};{encode_xtext(address)}")
         return " ".join(words)
 
     # -- the wire ---------------------------------------------------------------------------------------------------
@@ -484,10 +477,9 @@ class Connection:
 
     def abort(self) -> None:
         """Hang up at once."""
-        if isinstance(self._wire.transport, asyncio.WriteTransport):
-            self._wire.transport.abort()
-        elif self._wire.transport is not None:
-            self._wire.transport.close()
+        if self._wire.transport is not None:
+            # uvloop's transports are no instances of asyncio's classes
+            cast(asyncio.WriteTransport, self._wire.transport).abort()
 
 
 async def _pieces(content: Content) -> AsyncIterator[bytes]:
@@ -501,11 +493,6 @@ async def _pieces(content: Content) -> AsyncIterator[bytes]:
     while pieces := await loop.run_in_executor(None, lambda: list(islice(source, _PIECES_PER_HOP))):
         for piece in pieces:
             yield piece
-
-
-def xtext(text: str) -> str:
-    """RFC 3461 s. 4: `+`, `=` and everything but printable ASCII as +HH."""
-    return re.sub(rb"[^!-*,-<>-~]", lambda m: b"+%02X" % m[0][0], text.encode("utf-8")).decode("ascii")
 
 
 def _path(address: Address | None, *, utf8: bool) -> str:
