@@ -45,11 +45,8 @@ _CHARSETS = {
     "x-sjis": "cp932",
     "shift_jis": "cp932",
 }
-# Codecs of Python that are no charsets, or cost more than their input's length; what names one is read as UTF-8.
-_NO_CHARSETS = frozenset(
-    {"base64", "bz2", "hex", "quopri", "rot13", "uu", "zlib", "idna", "punycode", "utf-7", "undefined"}
-    | {"unicode-escape", "raw-unicode-escape"}
-)
+# Codecs that hide text from whoever doesn't decode it, or cost more than their input's length: read as UTF-8.
+_UNWANTED = frozenset({"idna", "punycode", "utf-7", "undefined", "unicode-escape", "raw-unicode-escape"})
 
 
 def decode_header(value: bytes | str) -> str:
@@ -110,10 +107,9 @@ def decode_charset(data: bytes, charset: str) -> str:
     name = _CHARSETS.get(charset, charset)
     if name not in ("", "utf-8", "utf8"):
         try:
-            info = codecs.lookup(name)
-            if info.name.replace("_", "-") not in _NO_CHARSETS:
-                return info.decode(data, "replace")[0]
-        except (LookupError, ValueError):  # unknown, or a name that no codec can have
+            if codecs.lookup(name).name.replace("_", "-") not in _UNWANTED:
+                return data.decode(name, "replace")
+        except (LookupError, ValueError):  # unknown, no charset (zlib and the like), or no possible name
             return _plain(data)
     return _plain(data)
 
