@@ -8,6 +8,7 @@ can open a new field.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -47,13 +48,18 @@ def iter_fields(block: bytes) -> Iterator[Field]:
 
 def first(block: bytes, name: str) -> Field | None:
     """The first field called `name` (caseless), or None."""
-    low = name.lower()
-    return next((f for f in iter_fields(block) if f.name == low), None)
+    start = _line_of(name).search(block)
+    return next(iter_fields(block[start.start() :])) if start else None
 
 
 def count(block: bytes, name: str) -> int:
-    low = name.lower()
-    return sum(f.name == low for f in iter_fields(block))
+    return sum(1 for _ in _line_of(name).finditer(block))
+
+
+@functools.lru_cache(64)
+def _line_of(name: str) -> re.Pattern[bytes]:
+    """The beginning of a field `name`: continuation lines begin with white space, so it is one at any line's start."""
+    return re.compile(rb"(?im)^" + re.escape(name.encode("ascii")) + rb"[ \t]*:")
 
 
 def remove(block: bytes, names: Iterable[str]) -> bytes:

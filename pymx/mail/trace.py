@@ -11,7 +11,7 @@ import re
 from pymx.mail.address import Address
 from pymx.mail.date import format_date
 from pymx.mail.envelope import Listener, Origin
-from pymx.mail.header import build_field, iter_fields
+from pymx.mail.header import build_field, count, iter_fields
 
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9.:_\[\]-]")
 _MAX_NAME = 255
@@ -63,7 +63,7 @@ def delivered_to(address: Address | str) -> bytes:
 
 def count_received(block: bytes) -> int:
     """How many hops the header block tells of."""
-    return sum(1 for field in iter_fields(block) if field.name == "received")
+    return count(block, "received")
 
 
 def was_delivered_to(block: bytes) -> frozenset[str]:
