@@ -165,13 +165,13 @@ class Client:
 
     def write_rows(self, rows: Sequence[Row], *, with_uid: bool, with_flags: bool = True) -> None:
         """FETCH responses with the flags of rows."""
+        if not rows or not (with_flags or self.condstore):
+            return
         items = ["UID"] if with_uid else []
         if self.condstore:
             items.append("MODSEQ")
         if with_flags:
             items.append("FLAGS")
-        if not items or not rows:
-            return
         mailbox = self.selected
         form = RowFormat(items, mailbox.keywords, mailbox.first_recent)
         self.write(b"".join(form.lines(numbers(mailbox.uids, rows), rows)))

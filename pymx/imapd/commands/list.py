@@ -7,7 +7,6 @@ LIST-EXTENDED.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -39,14 +38,18 @@ class _Entry:
 
 
 class _Patterns:
+    """The patterns of one command; any of them may match."""
+
     def __init__(self, patterns: Iterable[str], separator: str) -> None:
-        self._patterns = [matcher(pattern, separator) for pattern in patterns]
-        self._inbox = [re.compile(pattern.pattern, re.IGNORECASE) for pattern in self._patterns]
+        patterns = list(patterns)
+        self._matchers = [matcher(pattern, separator) for pattern in patterns]
+        # s. 5.1: INBOX in any case
+        self._inbox = any(matcher(pattern.upper(), separator)(INBOX) for pattern in patterns)
 
     def match(self, name: str) -> bool:
-        # s. 5.1: INBOX in any case
-        patterns = self._inbox if name == INBOX else self._patterns
-        return any(pattern.fullmatch(name) for pattern in patterns)
+        if name == INBOX:
+            return self._inbox
+        return any(matches(name) for matches in self._matchers)
 
 
 def _ancestors(name: str, separator: str) -> Iterable[str]:
