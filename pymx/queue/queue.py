@@ -43,14 +43,15 @@ class Queue:
     """The queue of one process; all processes share the directory."""
 
     def __init__(
-        self, directory: Path, outbound: Outbound, *, runtime_dir: Path | None = None, disk: Disk | None = None
-    ) -> None:
+        self, directory: Path, outbound: Outbound, *,
+        runtime_dir: Path | None = None, disk: Disk | None = None, state: State | None = None,
+    ) -> None:  # fmt: skip
         self.directory = directory
         self.outbound = outbound
         self.socket_path = runtime_dir / "queue.sock" if runtime_dir else None
         self.wake: Callable[[], None] = self._wake_runner
         self._files = Files(directory, disk)
-        self._state = State(directory / "state.sqlite")
+        self._state = state or State(directory / "state.sqlite")
         self._committer = Committer(self._state, self._files, directory / "lock", self._repair)
         self._recent: OrderedDict[QueueId, StoredMessage] = OrderedDict()
         self._count = 0
