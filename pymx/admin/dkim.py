@@ -66,7 +66,7 @@ def _show(args: argparse.Namespace, context: Context, directory: Path, domain: s
         raise CtlError(f"{domain} has no such key; make one with: pymxctl dkim generate {domain}")
     in_use = {k.selector for k in keys.active_keys(directory, domain)}
     if context.json:
-        context.out.done("", domain=domain, keys=[_facts(k, active=k.selector in in_use) for k in found])
+        context.out.done("", domain=domain, records=[_facts(k, active=k.selector in in_use) for k in found])
         return Exit.OK
     for key in found:
         print(f"{key.selector} ({key.algorithm}, {'in use' if key.selector in in_use else 'not in use'})")
@@ -81,7 +81,7 @@ def _facts(key: SigningKey, *, active: bool) -> dict[str, object]:
         "algorithm": key.algorithm,
         "active": active,
         "name": key.record_name,
-        "record": key.record,
+        "txt": key.record,
         "strings": _strings(key.record),
         "zone": _zone_line(key),
     }

@@ -14,7 +14,10 @@ twice. If nobody at all could be stored in step 2 and there is nobody elsewhere,
 
 Over LMTP (RFC 2033) each recipient has a reply of its own, and one whose mailboxes all refused gets that refusal.
 
-After the 250 a mailbox that fails for good makes no DSN (the sender may be forged): the message goes to the postmaster.
+After the 250 a mailbox that fails for good makes no DSN to strangers (the sender may be forged): the message goes to
+the postmaster, whole. Only a sender who logged in here is told himself, by the queue's DSN.
+
+`delivered` (an attribute, set by whoever wires the rooms) is called for users who asked to be told of a delivery.
 
 Errors: SmtpError. One line per transaction: `message_accepted`.
 """
@@ -22,7 +25,7 @@ Errors: SmtpError. One line per transaction: `message_accepted`.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -35,7 +38,7 @@ from pymx.mda.deliver import Failure, LocalRecipient, Outcome
 from pymx.proto.smtp import reply as replies
 from pymx.proto.smtp.reply import Reply, SmtpError
 from pymx.queue import item
-from pymx.queue.item import Copy, QueueId, Result, new_queue_id
+from pymx.queue.item import Copy, QueueId, Report, Result, new_queue_id
 from pymx.queue.queue import QueueFull
 from pymx.spool import Content
 
@@ -97,6 +100,7 @@ class Accepted:
 class _Group:
     """Recipients that share one reply: all of a transaction, or over LMTP each alone."""
 
+    targets: Sequence[Target]
     local: list[LocalRecipient] = field(default_factory=list)
     external: list[Recipient] = field(default_factory=list)
 
@@ -112,6 +116,7 @@ class Dispatch:
         self._queue = queue
         self._hostname = hostname
         self._delimiter = delimiter
+        self.delivered: Callable[[Report], Awaitable[None]] | None = None  # tells a user who asked for it (RFC 3461)
 
     async def accept(self, envelope: Envelope, content: Content, targets: Sequence[Target]) -> Accepted:
         """Take the message for all `targets`. At return it is durable. Raises SmtpError."""
@@ -161,7 +166,7 @@ class Dispatch:
         return address if plain.key == account.email else Address(account.local_part, account.domain)
 
     def _group(self, targets: Sequence[Target]) -> _Group:
-        group = _Group()
+        group = _Group(targets)
         for target in targets:
             group.local += [
                 LocalRecipient(account, self.delivered_to(target.recipient, account))
@@ -191,38 +196,60 @@ class Dispatch:
             for r in group.local
             if r.account.id in failed
         }
-        trouble = await self._enqueue(queue_id, envelope, stamped, list(external.values()), list(retried.values()))
+        copies = _copies(queue_id, envelope, stamped, list(external.values()), _waiting(groups, retried))
+        trouble = await self._enqueue(copies)
         results = [_result(queue_id, group, failed, retried, trouble) for group in groups]
         if any(isinstance(result, Reply) for result in results):
             self._write_line(queue_id, envelope, stamped, started)
+        await self._tell_delivered(queue_id, envelope, stamped, groups, failed)
         return results
 
-    async def _enqueue(
-        self,
-        queue_id: QueueId,
-        envelope: Envelope,
-        content: Content,
-        external: Sequence[Recipient],
-        retried: Sequence[LocalRecipient],
-    ) -> SmtpError | None:
+    async def _enqueue(self, copies: Sequence[Copy]) -> SmtpError | None:
         """Step 3. The error when the queue can't take the message."""
-        copies: list[Copy] = []
-        if external:
-            copies.append(Copy(queue_id, envelope.with_recipients(tuple(external)), content, local=False))
-        if retried:
-            recipients = tuple(Recipient(r.delivered_to, frozenset({"NEVER"})) for r in retried)
-            own_id = new_queue_id() if external else queue_id
-            copies.append(Copy(own_id, envelope.with_recipients(recipients), content, local=True))
-            _log.warning("local_delivery_queued", session=envelope.origin.session, queue_id=own_id, count=len(retried))
         if not copies:
             return None
         try:
             await self._queue.enqueue(copies)
-        except QueueFull as e:
-            return SmtpError(_QUEUE_FULL, f"queue full: {e}")
+        except QueueFull:
+            return SmtpError(_QUEUE_FULL, "the queue is full")
         except OSError as e:
             return SmtpError(replies.STORAGE_FULL, f"queue: {e}")
+        for copy in copies:
+            if copy.local:
+                _log.warning(
+                    "local_delivery_queued",
+                    session=copy.envelope.origin.session,
+                    queue_id=copy.queue_id,
+                    rcpt_to=",".join(str(r.address) for r in copy.envelope.recipients),
+                )
         return None
+
+    async def _tell_delivered(
+        self,
+        queue_id: QueueId,
+        envelope: Envelope,
+        content: Content,
+        groups: Sequence[_Group],
+        failed: Mapping[int, Outcome],
+    ) -> None:
+        """A user who asked with NOTIFY=SUCCESS hears what is in mailboxes now; the queue reports on the rest."""
+        if self.delivered is None or not _is_from_user(envelope):
+            return
+        arrived = [
+            item.Outcome(target.recipient, Result.DELIVERED, "2.1.5", "Delivered to the mailbox")
+            for group in groups
+            for target in group.targets
+            if "SUCCESS" in target.recipient.notify
+            and not target.resolution.external
+            and not any(account.id in failed for account in target.resolution.accounts)
+        ]
+        if not arrived:
+            return
+        now = time.time()
+        try:
+            await self.delivered(Report(queue_id, envelope, content, True, now, tuple(arrived), now))
+        except SmtpError as e:
+            _log.warning("notice_undeliverable", queue_id=queue_id, rcpt_to=str(envelope.mail_from), reason=e.reason)
 
     def _write_line(self, queue_id: QueueId, envelope: Envelope, content: Content, started: float) -> None:
         metrics.add("mta_messages_accepted")
@@ -244,7 +271,8 @@ class Dispatch:
     async def deliver_queued(self, queue_id: QueueId, envelope: Envelope, content: Content) -> list[item.Outcome]:
         """Try the mailboxes again that could not take a message when it came; one outcome per recipient, in order.
 
-        A recipient that fails for good counts as delivered once the postmaster has the message.
+        A recipient that fails for good counts as delivered once the postmaster has the message, unless a user of ours
+        sent it.
         """
         accounts: list[Account | None] = []
         for recipient in envelope.recipients:
@@ -265,7 +293,7 @@ class Dispatch:
             if account is not None:
                 outcome = next(tried)
                 failure, reason = outcome.failure, outcome.reason
-            if failure is not None and failure.is_permanent:
+            if failure is not None and failure.is_permanent and not _is_from_user(envelope):
                 one = envelope.with_recipients((recipient,))
                 if await self.to_postmaster(queue_id, one, content, reason):
                     failure = None
@@ -309,8 +337,48 @@ class Dispatch:
             account = await self._directory.account(address.without_detail(self._delimiter).key)
         return account
 
+    async def gave_up(self, report: Report) -> bool:
+        """A queued copy for a mailbox here has waited for as long as the settings say. False: make a DSN of it."""
+        if not report.local or _is_from_user(report.envelope) or not report.outcomes:
+            return False
+        envelope = report.envelope.with_recipients(tuple(outcome.recipient for outcome in report.outcomes))
+        return await self.to_postmaster(report.queue_id, envelope, report.content, report.outcomes[0].reply)
+
 
 _ONE_LINE = {0: " ", 10: " ", 13: " "}
+
+
+def _is_from_user(envelope: Envelope) -> bool:
+    """Did one of our users send this, so that the sender is known to be true?"""
+    return envelope.mail_from is not None and bool(envelope.origin.account)
+
+
+def _waiting(groups: Sequence[_Group], retried: Mapping[int, LocalRecipient]) -> list[Recipient]:
+    """Whom the copies that wait for a mailbox are for: the address to deliver to, with the DSN wishes it came with."""
+    wishes = {
+        account.id: target.recipient
+        for group in reversed(groups)
+        for target in reversed(group.targets)
+        for account in target.resolution.accounts
+    }
+    return [_expanded(wishes[id_], recipient.delivered_to) for id_, recipient in retried.items()]
+
+
+def _copies(
+    queue_id: QueueId,
+    envelope: Envelope,
+    content: Content,
+    external: Sequence[Recipient],
+    waiting: Sequence[Recipient],
+) -> list[Copy]:
+    """What the queue gets. One copy carries the transaction's id; a second one an id of its own."""
+    copies: list[Copy] = []
+    if external:
+        copies.append(Copy(queue_id, envelope.with_recipients(tuple(external)), content, local=False))
+    if waiting:
+        own_id = new_queue_id() if external else queue_id
+        copies.append(Copy(own_id, envelope.with_recipients(tuple(waiting)), content, local=True))
+    return copies
 
 
 def _expanded(recipient: Recipient, address: Address) -> Recipient:

@@ -39,8 +39,8 @@ def test_show_in_json(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pymxctl(config, "--json", "dkim", "show", "bücher.test") == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["domain"] == "xn--bcher-kva.test"
-    assert shown["keys"][0]["active"] is True
-    assert shown["keys"][0]["record"].startswith("v=DKIM1; k=ed25519; p=")
+    assert shown["records"][0]["active"] is True
+    assert shown["records"][0]["txt"].startswith("v=DKIM1; k=ed25519; p=")
 
 
 def test_a_second_key_says_how_to_use_it(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ from pymx.ms.owner import Owner
 from pymx.ms.store import Delivered, Delivery
 from pymx.mta.dispatch import Dispatch, Target
 from pymx.proto.smtp.reply import SmtpError
-from pymx.queue.item import Copy, QueueId, Result
+from pymx.queue.item import Copy, Outcome, QueueId, Report, Result
 from pymx.queue.queue import QueueFull
 from pymx.spool import Content
 
@@ -196,7 +197,7 @@ async def test_who_can_not_be_stored_is_queued_in_the_same_commit(flow: Flow) ->
     assert flow.queued() == [(["x@far.test"], False), (["bob+list@home.test"], True)]
     remote, local = flow.queue.commits[0]
     assert remote.queue_id != local.queue_id
-    assert local.envelope.recipients[0].notify == {"NEVER"}
+    assert local.envelope.recipients[0].orcpt == ""
 
 
 async def test_with_somebody_elsewhere_all_mailboxes_may_fail(flow: Flow) -> None:
@@ -296,3 +297,54 @@ async def test_a_submitted_message_does_not_tell_where_its_sender_is(flow: Flow)
     assert b"Received: from mx.home.test (using TLSv1.3 with cipher TLS_AES_256_GCM_SHA384) by" in stored.replace(
         b"\r\n\t", b" "
     )
+
+
+async def test_a_user_of_ours_is_told_by_dsn_instead(flow: Flow) -> None:
+    """The sender is known to be true, so it is no backscatter."""
+    envelope = flow.envelope("gone@home.test")
+    envelope = dataclasses.replace(envelope, origin=dataclasses.replace(envelope.origin, account="alice@home.test"))
+    outcomes = await flow.dispatch.deliver_queued(QueueId("Q1"), envelope, MESSAGE)
+    assert [outcome.result for outcome in outcomes] == [Result.FAILED]
+    assert flow.mailboxes.mail == {}
+
+
+def report(flow: Flow, *, account: str = "", local: bool = True) -> Report:
+    envelope = flow.envelope("alice@home.test", "bob@home.test")
+    envelope = dataclasses.replace(envelope, origin=dataclasses.replace(envelope.origin, account=account))
+    outcome = Outcome(envelope.recipients[1], Result.FAILED, "4.2.2", "Mailbox is full")
+    return Report(QueueId("Q1"), envelope, MESSAGE, local, 0.0, (outcome,), 0.0)
+
+
+async def test_a_copy_that_waited_too_long_goes_to_the_postmaster_whole(flow: Flow) -> None:
+    assert await flow.dispatch.gave_up(report(flow))
+    (lost,) = flow.mailboxes.mail["root@home.test"]
+    assert b"X-Pymx-Undeliverable: bob@home.test; Mailbox is full\r\n" in lost
+    assert lost.endswith(b"body\r\n")
+    assert not await flow.dispatch.gave_up(report(flow, account="alice@home.test"))
+    assert not await flow.dispatch.gave_up(report(flow, local=False))
+
+
+async def test_a_user_hears_of_a_delivery_he_asked_about(flow: Flow) -> None:
+    """RFC 3461 s. 4.1: NOTIFY=SUCCESS; only what is in a mailbox now, and only to our own users."""
+    told: list[Report] = []
+
+    async def delivered(report: Report) -> None:
+        told.append(report)
+
+    flow.dispatch.delivered = delivered
+    flow.mailboxes.broken = {"bob@home.test": OverQuota("full")}
+    flow.accounts.users.add("carol@home.test")
+    asked = frozenset({"SUCCESS"})
+    names = {"alice@home.test": asked, "bob@home.test": asked, "carol@home.test": frozenset[str]()}
+    targets = [
+        Target(Recipient(parse_address(name), notify), await flow.dispatch.resolve(parse_address(name)))
+        for name, notify in names.items()
+    ]
+    envelope = flow.envelope(*names)
+    await flow.dispatch.accept(envelope, MESSAGE, targets)
+    assert told == []
+    envelope = dataclasses.replace(envelope, origin=dataclasses.replace(envelope.origin, account="alice@home.test"))
+    await flow.dispatch.accept(envelope, MESSAGE, targets)
+    assert [[str(o.recipient.address) for o in report.outcomes] for report in told] == [["alice@home.test"]]
+    # the queue reports on the one that waits
+    assert flow.queue.commits[-1][0].envelope.recipients[0].notify == asked
