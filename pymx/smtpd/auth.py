@@ -32,7 +32,11 @@ async def auth(session: Session, argument: str) -> Reply | None:
     if make is None:
         raise SmtpError(reply.UNKNOWN_MECHANISM, "unknown mechanism")
     credentials = await _exchange(session, make(), initial.strip())
-    facts.account = await session.engine.handler.authenticate(facts, credentials.login, credentials.password)
+    try:
+        facts.account = await session.engine.handler.authenticate(facts, credentials.login, credentials.password)
+    except SmtpError as error:
+        session.refuse(error, "login_refused", account=credentials.login)
+        return None
     return reply.AUTH_OK
 
 
@@ -42,13 +46,22 @@ async def _exchange(session: Session, mechanism: Mechanism, initial: str) -> Cre
         step = mechanism.step(b"" if initial == "=" else _decode(initial)) if initial else mechanism.initial()
         while isinstance(step, Challenge):
             session.say_wire(b"334 " + base64.b64encode(step.data) + b"\r\n")
-            line = await session.read_line()
-            if line == b"*":
-                raise SmtpError(reply.AUTH_CANCELLED)
-            step = mechanism.step(_decode(line))
+            step = mechanism.step(_decode(await _response(session)))
     except SaslError as error:
         raise SmtpError(reply.AUTH_FAILED, str(error)) from None
     return step
+
+
+async def _response(session: Session) -> bytes:
+    try:
+        line = await session.read_line()
+    except SmtpError as error:
+        if error.reply is reply.LINE_TOO_LONG:
+            raise SmtpError(reply.AUTH_TOO_LONG) from None  # RFC 4954 s. 4
+        raise
+    if line == b"*":
+        raise SmtpError(reply.AUTH_CANCELLED)
+    return line
 
 
 def _decode(text: str | bytes) -> bytes:

@@ -38,7 +38,7 @@ MAX_COMMAND_OCTETS = 4096  # RFC 5321 s. 4.5.3.1.4 asks for 512 and more with ex
 MAX_LINE_OCTETS = 12_288 + 64  # RFC 4954 s. 4: a SASL response has up to 12,288 octets
 _MAX_DROPPED_LINE_OCTETS = 1_048_576  # of an endless line, then the session ends
 _MAX_BARE_NEWLINES = 3  # command lines without CRLF; a peer that sends more is not a mail server
-_INPUT_HIGH_WATER = 65_536
+_INPUT_HIGH_WATER = 262_144
 _REPLIES_HIGH_WATER = 16_384
 _RATE_WINDOW_S = 60.0
 _CLOSE_TIMEOUT_S = 30.0  # for the last replies to be taken by the peer
@@ -118,11 +118,11 @@ class Session(SMTP):
     def data_received(self, data: bytes) -> None:
         self._input += data
         self._received += len(data)
-        if self._waiter is not None:
-            self._wake()
-        elif len(self._input) > _INPUT_HIGH_WATER and not self._reading_paused and not self._lost:
+        if len(self._input) > _INPUT_HIGH_WATER and not self._reading_paused and not self._lost:
             self._reading_paused = True
             self._connection.pause_reading()
+        if self._waiter is not None:
+            self._wake()
 
     def eof_received(self) -> bool:
         """The peer will send no more; it may still wait for replies (True keeps plain connections half open)."""
