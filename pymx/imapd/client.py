@@ -122,6 +122,19 @@ class Client:
         if mailbox is not None:
             mailbox.close()
 
+    async def reopen(self, name: str) -> None:
+        """The selected mailbox has a new name: go on with it, and tell what changed on the way."""
+        old = self.selected
+        mailbox = await self.server.store.open(self.account, name, read_only=old.read_only)
+        old.close()
+        self.mailbox = mailbox
+        there = set(mailbox.uids)
+        gone = [number for number, uid in enumerate(old.uids, 1) if uid not in there]
+        for number in reversed(gone):
+            self.write(b"* %d EXPUNGE\r\n" % number)
+        if len(mailbox.uids) != len(old.uids) - len(gone):
+            self.write_counts()
+
     def resolve(self, messages: SequenceSet, *, by_uid: bool) -> Sequence[int]:
         """UIDs of a message set, ascending. Raises Bad for sequence numbers that don't exist."""
         view = self.selected.uids

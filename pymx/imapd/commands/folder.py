@@ -29,6 +29,10 @@ async def rename(client: Client, arguments: Rename) -> bytes:
     old = client.namespace.to_store(arguments.old)
     new = client.namespace.to_store(arguments.new.removesuffix(client.namespace.separator), create=True)
     await client.server.store.rename(client.account, old, new)
+    selected = client.mailbox
+    separator = client.namespace.separator
+    if selected is not None and old != INBOX and (selected.name + separator).startswith(old + separator):
+        await client.reopen(new + selected.name[len(old) :])
     return b"OK Rename completed."
 
 
