@@ -19,6 +19,7 @@ MAX_BODY = 4 * 1024 * 1024  # octets of one part that are decoded
 
 # RFC 2047 s. 2; spaces inside the text are forbidden but seen.
 _ENCODED_WORD = re.compile(rb"=\?([A-Za-z0-9_.:\-+]{1,60})(?:\*[A-Za-z0-9\-]{0,40})?\?([QqBb])\?([^?\r\n]*+)\?=")
+_FOREIGN_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # which no octet was decoded to
 _FOLDS = re.compile(rb"\r?\n(?=[ \t])|[\r\n]++\Z")
 _NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/]+")
 _HAS_NOISE = re.compile(r"<(?:!--|s(?:cript|tyle)\b)", re.IGNORECASE)
@@ -29,6 +30,10 @@ _INLINE = frozenset(
     {"a", "abbr", "b", "bdi", "bdo", "big", "cite", "code", "del", "em", "font", "i", "ins", "kbd", "mark", "q", "s"}
     | {"small", "span", "strong", "sub", "sup", "tt", "u", "wbr"}
 )
+# Putting a run of combining marks in order takes the square of its length, so long runs are folded in blocks; marks
+# are not ASCII, so a cut beside ASCII changes nothing, and one inside so long a run matters to nobody.
+_LONG_RUN = re.compile(r"[^\x00-\x7f]{256}")
+_BLOCK = re.compile(r"[^\x00-\x7f]{1,256}|[\x00-\x7f]+")
 _UUENCODED = (b"x-uuencode", b"uuencode", b"x-uue", b"uue")
 
 _CHARSETS = {
@@ -52,7 +57,7 @@ _UNWANTED = frozenset({"idna", "punycode", "utf-7", "undefined", "unicode-escape
 def decode_header(value: bytes | str) -> str:
     """An unfolded or folded field value with its encoded words decoded."""
     if isinstance(value, str):
-        value = value.encode("utf-8", "surrogateescape")
+        value = value.encode("utf-8", "replace" if _FOREIGN_SURROGATE.search(value) else "surrogateescape")
     if b"\n" in value or b"\r" in value:
         value = _FOLDS.sub(b"", value)
     if b"=?" not in value:
@@ -169,4 +174,10 @@ def fold(text: str) -> str:
     """`text` for comparison: caseless and decomposed by compatibility (RFC 5051 s. 2.3, with full case folding)."""
     if text.isascii():
         return text.lower()
+    if _LONG_RUN.search(text):
+        return "".join([_folded(block) for block in _BLOCK.findall(text)])
+    return _folded(text)
+
+
+def _folded(text: str) -> str:
     return unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())

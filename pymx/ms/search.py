@@ -26,7 +26,7 @@ from pymx.mail.date import parse_date
 from pymx.mail.header import split_head
 from pymx.mail.mime import Part, parse
 from pymx.mail.search import Criterion
-from pymx.mail.text import charset_of, decode_body, decode_header, fold, html_to_text
+from pymx.mail.text import MAX_BODY, charset_of, decode_body, decode_header, fold, html_to_text
 
 MAX_TEXT = 16 * 1024 * 1024
 
@@ -282,9 +282,7 @@ def _header(name: str, text: str) -> _Test:
 
 def _field_pattern(name: str) -> re.Pattern[bytes]:
     """Finds the values of a field in an unfolded header."""
-    return re.compile(
-        rb"\n%b[ \t]*+:[ \t]*+([^\n]*+)" % re.escape(name.encode("utf-8", "surrogateescape")), re.IGNORECASE
-    )
+    return re.compile(rb"\n%b[ \t]*+:[ \t]*+([^\n]*+)" % re.escape(name.encode("utf-8", "replace")), re.IGNORECASE)
 
 
 def _holds(value: bytes, key: str, octets: bytes | None) -> bool:
@@ -356,7 +354,7 @@ def _texts(tree: Part, whole: bytes) -> tuple[list[bytes], list[str]]:
             room -= len(decoded[-1])
             continue
         if part.subtype != b"html" and part.encoding.lower() in _IDENTITY and charset_of(part) in _ASCII_SUPERSETS:
-            octets = whole[part.body_start : min(part.body_end, part.body_start + room)]
+            octets = whole[part.body_start : min(part.body_end, part.body_start + min(room, MAX_BODY))]
             if octets.isascii():
                 plain.append(octets.lower())
                 room -= len(octets)

@@ -72,6 +72,7 @@ def test_what_the_standard_library_encodes_is_decoded(text: str) -> None:
 )
 def test_no_header_value_raises(value: bytes) -> None:
     decode_header(value).encode("utf-8")
+    decode_header(value.decode("utf-8", "surrogateescape") + "\ud800")
 
 
 @pytest.mark.parametrize(
@@ -163,6 +164,15 @@ def test_html_to_text(markup: str, expected: str) -> None:
 def test_fold_makes_one_of_what_differs_only_in_case_or_form(one: str, other: str) -> None:
     """RFC 5051 s. 2.3."""
     assert fold(one) == fold(other)
+
+
+@pytest.mark.parametrize("pattern", ["\u0301\u0323", "\u0323\u0301", "\ufdfa", "\u0130", "\u4f60", "\uac00", "\u1ecb "])
+def test_a_hostile_megabyte_is_folded_in_well_under_a_second(pattern: str) -> None:
+    """Sorting combining marks is quadratic in the length of their run (UAX #15 s. 13)."""
+    started = time.process_time()
+    fold("a" + pattern * (MEGABYTE // len(pattern.encode())))
+    fold("a" + "\u0301" * (MEGABYTE // 4) + "\u0323" * (MEGABYTE // 4))
+    assert time.process_time() - started < SOON_S
 
 
 @given(st.text(max_size=50))
