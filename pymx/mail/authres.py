@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pymx.mail.header import Field, build_field, iter_fields
+from pymx.mail.header import Field, build_field, find
 from pymx.mail.mime import strip_comments
 
 _SPECIAL = re.compile(r'[\s()<>@,;:\\"/\[\]?=\x00-\x1f\x7f]')
@@ -47,8 +47,6 @@ def authentication_results(authserv_id: str, results: Sequence[Result]) -> bytes
 
 
 def _claims(field: Field, authserv_id: str) -> bool:
-    if field.name != "authentication-results":
-        return False
     match = _AUTHSERV_ID.match(strip_comments(field.value))
     if not match:
         return True  # nobody can tell whose it is, so nobody should take it for ours
@@ -57,6 +55,10 @@ def _claims(field: Field, authserv_id: str) -> bool:
 
 def without_claims(block: bytes, authserv_id: str) -> bytes:
     """The header block without Authentication-Results that name this host (s. 5: a border MTA MUST remove them)."""
-    if b"authentication-results" not in block.lower():
-        return block
-    return b"".join(field.raw for field in iter_fields(block) if not _claims(field, authserv_id))
+    kept: list[bytes] = []
+    position = 0
+    for start, field in find(block, "authentication-results"):
+        if _claims(field, authserv_id):
+            kept.append(block[position:start])
+            position = start + len(field.raw)
+    return b"".join(kept) + block[position:] if position else block

@@ -48,12 +48,20 @@ def iter_fields(block: bytes) -> Iterator[Field]:
 
 def first(block: bytes, name: str) -> Field | None:
     """The first field called `name` (caseless), or None."""
-    start = _line_of(name).search(block)
-    return next(iter_fields(block[start.start() :])) if start else None
+    return next((field for _, field in find(block, name)), None)
+
+
+def find(block: bytes, name: str) -> Iterator[tuple[int, Field]]:
+    """The fields called `name` (caseless) with their offsets. Looks only at them, so it is cheap in large blocks."""
+    low = name.lower()
+    for line in _line_of(low).finditer(block):
+        field = _FIELD.match(block, line.start())
+        assert field is not None
+        yield line.start(), Field(low, field[0])
 
 
 def count(block: bytes, name: str) -> int:
-    return sum(1 for _ in _line_of(name).finditer(block))
+    return sum(1 for _ in _line_of(name.lower()).finditer(block))
 
 
 @functools.lru_cache(64)

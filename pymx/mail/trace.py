@@ -11,7 +11,7 @@ import re
 from pymx.mail.address import Address
 from pymx.mail.date import format_date
 from pymx.mail.envelope import Listener, Origin
-from pymx.mail.header import build_field, count, iter_fields
+from pymx.mail.header import build_field, count, find
 
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9.:_\[\]-]")
 _MAX_NAME = 255
@@ -68,10 +68,4 @@ def count_received(block: bytes) -> int:
 
 def was_delivered_to(block: bytes) -> frozenset[str]:
     """The addresses, in lower case, that Delivered-To fields say the message was delivered to."""
-    if b"delivered-to" not in block.lower():
-        return frozenset()
-    return frozenset(
-        field.value.decode("utf-8", "replace").strip().lower()
-        for field in iter_fields(block)
-        if field.name == "delivered-to"
-    )
+    return frozenset(field.value.decode("utf-8", "replace").strip().lower() for _, field in find(block, "delivered-to"))

@@ -12,9 +12,10 @@ from __future__ import annotations
 import re
 
 from pymx.mail.address import Address, AddressError, parse_address
-from pymx.mail.header import Field, iter_fields
+from pymx.mail.header import Field, find
 
 MAX_MAILBOXES = 100
+MAX_FIELD_OCTETS = 65536  # read in the event loop, so it is kept to milliseconds
 _SPECIAL = re.compile(r'["(<>,:;\\)]')
 _QUOTED_END = re.compile(r'["\\]')
 _COMMENT_EDGE = re.compile(r"[()\\]")
@@ -26,8 +27,8 @@ class AuthorError(ValueError):
 
 def authors(head: bytes) -> tuple[list[Address], list[Address]]:
     """The mailboxes of the From field and of the Sender field (empty when there is none). Raises AuthorError."""
-    froms = [field for field in iter_fields(head) if field.name == "from"]
-    senders = [field for field in iter_fields(head) if field.name == "sender"]
+    froms = [field for _, field in find(head, "from")]
+    senders = [field for _, field in find(head, "sender")]
     if len(froms) != 1:
         raise AuthorError("The message has no From field" if not froms else "The message has more than one From field")
     if len(senders) > 1:
@@ -39,6 +40,8 @@ def authors(head: bytes) -> tuple[list[Address], list[Address]]:
 
 
 def _text(field: Field) -> str:
+    if len(field.raw) > MAX_FIELD_OCTETS:
+        raise AuthorError("From or Sender is too long")
     return field.value.decode("utf-8", "surrogateescape")
 
 
@@ -125,15 +128,17 @@ class _Reader:
         if self._angle is not None:
             raise AuthorError("Two addresses in one entry of From or Sender")
         start = self._at
+        in_literal = False  # colons are at home in an IPv6 address literal, and nowhere else
         while match := _SPECIAL.search(self._text, self._at):
+            in_literal = in_literal or "[" in self._text[self._at : match.start()]
             self._at = match.end()
             if match[0] == '"':
                 self._quoted()
             elif match[0] == ">":
                 self._angle = self._text[start : match.start()]
                 return
-            elif match[0] == ":" and "[" in self._text[start : match.start()]:
-                continue  # an IPv6 address literal
+            elif match[0] == ":" and in_literal:
+                continue
             else:
                 raise AuthorError(f"{match[0]!r} is out of place in an address in From or Sender")
         raise AuthorError("An angle bracket is not closed in From or Sender")

@@ -57,9 +57,10 @@ _TOKEN_FIELDS = frozenset(
     }
 )
 _WORD_OCTETS = 36  # of UTF-8 in one encoded word: 60 octets in all, so that it fits behind a field's name
+# What is not closed reaches to the end (or to a nested comment), so that no octet is looked at twice
 _TOKEN = re.compile(
-    r'(?P<quoted>"(?:[^"\\]|\\.)*+")|(?P<comment>\((?:[^()\\]|\\.)*+\))|(?P<angle><[^<>]*+>)|(?P<end>[,:;])'
-    r'|(?P<space>[ \t]+)|(?P<word>[^ \t"(),:;<>]+)|(?P<other>.)',
+    r'(?P<quoted>"(?:[^"\\]|\\.)*+(?:"|\\?\Z))|(?P<comment>\((?:[^()\\]|\\.)*+(?:\)|(?=\()|\\?\Z))'
+    r"|(?P<angle><[^<>]*+>)|(?P<end>[,:;])|(?P<space>[ \t]+)|(?P<word>[^ \t\"(),:;<>]+)|(?P<other>.)",
     re.DOTALL,
 )
 _PARAMETER = re.compile(r';[ \t]*+([A-Za-z0-9!#$&+.^_`{|}~-]++)[ \t]*+=[ \t]*+(?:"((?:[^"\\]|\\.)*+)"|([^;"\s]++))')
@@ -183,7 +184,7 @@ def _encode_addresses(value: str) -> str:
         elif match["end"]:
             flush(is_name=text == ":")
             out.append(text)
-        elif match["comment"] and not text.isascii():
+        elif match["comment"] and text.endswith(")") and not text.isascii():
             comment = _ESCAPE.sub(r"\1", text[1:-1])
             phrase.append(f"({' '.join(_encoded_words(comment))})")
         else:

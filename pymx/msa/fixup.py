@@ -52,6 +52,8 @@ class FixUp:
     def __call__(self, content: Content, *, mail_from: Address, now: float, message_id: str, smtputf8: bool) -> Fixed:
         """The message mended. `message_id` (without angle brackets) is used when it has none. Raises Refused."""
         content = _with_true_header(content)
+        if b"\0" in content.head:
+            raise Refused("The header holds a NUL")
         head = self._fixed_head(content.head, smtputf8=smtputf8)
         names = {field.name for field in header.iter_fields(head)}
         try:

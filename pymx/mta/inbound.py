@@ -161,17 +161,17 @@ class InboundTransaction:
 
     async def data(self, content: Content) -> Reply:
         content = await self._checked(content)
-        if looping := [target for target in self._targets if self._was_there(target, content)]:
-            raise _loop(looping[0])
+        if looping := self._looping(content):
+            raise SmtpError(replies.ROUTING_LOOP, f"delivered to {looping[0].recipient.address} before")
         accepted = await self._inbound.dispatch.accept(self._envelope(), content, self._targets)
         return accepted.reply
 
     async def data_per_recipient(self, content: Content) -> list[Reply]:
         content = await self._checked(content)
-        looping = {id(target) for target in self._targets if self._was_there(target, content)}
-        wanted = [target for target in self._targets if id(target) not in looping]
+        looping = self._looping(content)
+        wanted = [target for target in self._targets if target not in looping]
         answers = iter(await self._inbound.dispatch.accept_each(self._envelope(), content, wanted) if wanted else [])
-        return [replies.ROUTING_LOOP if id(target) in looping else next(answers) for target in self._targets]
+        return [replies.ROUTING_LOOP if target in looping else next(answers) for target in self._targets]
 
     async def _checked(self, content: Content) -> Content:
         """The message after the DATA stage, as it will be stored."""
@@ -182,13 +182,19 @@ class InboundTransaction:
         await self._inbound.judge(Stage.DATA, self._facts)
         return content.with_head(authres.without_claims(content.head, self._inbound.hostname))
 
-    def _was_there(self, target: Target, content: Content) -> bool:
-        """Has a mailbox of this recipient had the message before (RFC 9228 s. 4)?"""
+    def _looping(self, content: Content) -> list[Target]:
+        """The recipients with a mailbox that has had the message before (RFC 9228 s. 4)."""
         been = trace.was_delivered_to(content.head)
-        return bool(been) and any(
-            self._inbound.dispatch.delivered_to(target.recipient, account).key in been
-            for account in target.resolution.accounts
-        )
+        if not been:
+            return []
+        return [
+            target
+            for target in self._targets
+            if any(
+                self._inbound.dispatch.delivered_to(target.recipient, account).key in been
+                for account in target.resolution.accounts
+            )
+        ]
 
     def _envelope(self) -> Envelope:
         return Envelope(
@@ -200,10 +206,6 @@ class InboundTransaction:
             ret=self._parameters.ret,
             envid=self._parameters.envid,
         )
-
-
-def _loop(target: Target) -> SmtpError:
-    return SmtpError(replies.ROUTING_LOOP, f"delivered to {target.recipient.address} before")
 
 
 async def require_room(mda: Room, resolution: Resolution, octets: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pymx.mail.header import count, first, iter_fields
+from pymx.mail.header import count, find, first, iter_fields
 
 LINES = st.lists(
     st.sampled_from(
@@ -21,3 +21,5 @@ def test_lookup_agrees_with_iteration(lines: list[bytes]) -> None:
     walked = [field for field in iter_fields(block) if field.name == "to"]
     assert count(block, "To") == len(walked)
     assert first(block, "tO") == (walked[0] if walked else None)
+    assert [field for _, field in find(block, "To")] == walked
+    assert all(block.startswith(field.raw, start) for start, field in find(block, "To"))

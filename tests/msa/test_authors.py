@@ -81,6 +81,7 @@ def test_from_is_there_once_and_sender_at_most_once() -> None:
         b"From: alice@example.test\r\nSender: bob@example.test\r\nSender: alice@example.test\r\n",
         b"From: alice@example.test\r\nSender: bob@example.test, alice@example.test\r\n",
         b"From: alice@example.test\r\nSender:\r\n",
+        b"From: " + b"x" * 70_000 + b" <alice@example.test>\r\n",
     ):
         with pytest.raises(AuthorError):
             authors(head)
@@ -105,7 +106,9 @@ def test_no_mailbox_in_an_accepted_field_goes_unseen(text: str) -> None:
     assert A in found or quoted_or_commented
 
 
-@pytest.mark.parametrize("unit", ["(", '"', "<", ",", "a@b.c,", "\\", '("', "(\\", '"\\', ":", "x <", "()", '""', "<>"])
+@pytest.mark.parametrize(
+    "unit", ["(", '"', "<", ",", "a@b.c,", "\\", '("', "(\\", '"\\', ":", "x <", "()", '""', "<>", "[:"]
+)
 def test_hostile_fields_cost_linear_time(unit: str) -> None:
     """A megabyte of any of these is over in a moment."""
     text = unit * (1_000_000 // len(unit))
@@ -115,4 +118,8 @@ def test_hostile_fields_cost_linear_time(unit: str) -> None:
             mailboxes(candidate)
         except AuthorError:
             pass
+    try:
+        mailboxes(f"<[{text}")
+    except AuthorError:
+        pass
     assert time.process_time() - started < 3

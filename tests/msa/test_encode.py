@@ -6,6 +6,7 @@ import email
 import email.header
 import email.policy
 import email.utils
+import time
 
 import pytest
 from hypothesis import given
@@ -128,3 +129,20 @@ def test_long_lines_are_folded(raw: bytes) -> None:
 def test_a_long_line_without_a_break_is_refused() -> None:
     with pytest.raises(CannotEncode, match="no place to fold"):
         folded(field(b"Message-ID: <" + b"x" * 1200 + b"@y>"))
+
+
+HOSTILE = ['"', '\\"', "(", "\\(", "()", "<", "<>", '("', ",", ":", ";a=", ';a="', ';a="\\"', " ", "é", "é ", "\\"]
+
+
+@pytest.mark.parametrize("name", ["From", "Subject", "Content-Type"])
+@pytest.mark.parametrize("unit", HOSTILE)
+def test_hostile_fields_are_encoded_in_linear_time(unit: str, name: str) -> None:
+    """Half a megabyte of any of these is over in a moment."""
+    hostile = field(f'{name}: é"({unit * (500_000 // len(unit.encode()))}')
+    started = time.process_time()
+    for encode in (seven_bit, folded):
+        try:
+            encode(hostile)
+        except CannotEncode:
+            pass
+    assert time.process_time() - started < 3

@@ -101,6 +101,7 @@ def test_without_repair_these_are_refused(text: str, reason: str) -> None:
     "text",
     [
         WHOLE + "To: jü@x.test\n\n",
+        WHOLE + "Subject: a\0b\n\n",
         WHOLE + f"In-Reply-To: <{'x' * 1200}@y>\n\n",
         WHOLE + f"MIME-Version: 1.0\nContent-Type: multipart/signed; boundary=b\n\n--b\n\n{'x' * 1200}\n--b--\n",
     ],
