@@ -1,11 +1,14 @@
 """Dovecot's lock files: `<file>.lock`, made with O_EXCL, holding `pid:hostname`.
 
-A lock is taken over only if its process on this host is gone and it is older than 2 s, or if lock and file have not
-changed for 120 s. Who waits longer than `timeout_s` gets Unavailable: somebody else is at work, try later.
+The file appears with its content, so a kill never leaves one that says nothing. A lock is taken over only if its
+process on this host is gone and it is older than 2 s, if it bears our own number and none of our threads holds it (a
+process before us had that number, as in a container), if it is from before the machine started, or if lock and file
+have not changed for 120 s. Who waits longer than `timeout_s` gets Unavailable: somebody else is at work, try later.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -17,6 +20,7 @@ from pymx.ms.errors import Unavailable
 _DEAD_OWNER_S = 2.0
 _STALE_S = 120.0
 _TOUCH_S = 10.0
+_held: set[bytes] = set()  # by this process; added and removed by whoever holds the lock
 
 
 class DotLock:
@@ -43,7 +47,7 @@ class DotLock:
         wait_s = 0.001
         while True:
             try:
-                fd = self._disk.create(self._path)
+                self._make()
             except FileExistsError:
                 now = time.monotonic()
                 deadline = deadline or now + self._timeout_s
@@ -54,12 +58,25 @@ class DotLock:
                 time.sleep(wait_s)
                 wait_s = min(wait_s * 2, 0.05)
                 continue
-            try:
-                self._disk.write(fd, b"%d:%s" % (os.getpid(), socket.gethostname().encode()))
-            finally:
-                self._disk.close(fd)
             self._taken_at = time.monotonic()
             return
+
+    def _make(self) -> None:
+        try:
+            fd = self._disk.create_unnamed(os.path.dirname(self._path))
+            named = False
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise
+            fd = self._disk.create(self._path)
+            named = True
+        try:
+            self._disk.write(fd, _mark())
+            if not named:
+                self._disk.link_unnamed(fd, self._path)
+            _held.add(self._path)
+        finally:
+            self._disk.close(fd)
 
     def touch(self) -> None:
         """Called now and then by long holds, so that nobody thinks the lock is stale."""
@@ -69,6 +86,7 @@ class DotLock:
             self._taken_at = now
 
     def release(self) -> None:
+        _held.discard(self._path)
         try:
             self._disk.unlink(self._path)
         except FileNotFoundError:
@@ -84,6 +102,10 @@ class DotLock:
             return True
         age = time.time() - lock.st_mtime
         pid, _, host = owner.partition(b":")
+        if owner == _mark() and self._path not in _held:
+            return self._remove(lock)
+        if lock.st_mtime < _started() and host in (b"", socket.gethostname().encode()):
+            return self._remove(lock)
         if age > _DEAD_OWNER_S and host == socket.gethostname().encode() and pid.isdigit() and not _alive(int(pid)):
             return self._remove(lock)
         if age > _STALE_S:
@@ -102,6 +124,15 @@ class DotLock:
         except FileNotFoundError:
             pass
         return True
+
+
+def _mark() -> bytes:
+    return b"%d:%s" % (os.getpid(), socket.gethostname().encode())
+
+
+def _started() -> float:
+    """When the machine did."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _alive(pid: int) -> bool:

@@ -64,7 +64,8 @@ def make(home: Home, path: bytes, *, inbox: bool) -> None:
     finally:
         disk.close(fd)
     disk.sync_directory(path)
-    disk.sync_directory(os.path.dirname(path) if not inbox else path)
+    if not inbox:
+        disk.sync_directory(os.path.dirname(path))
 
 
 def create(home: Home, layout: Layout, levels: Levels, special_use: str) -> None:
@@ -113,8 +114,6 @@ def delete(home: Home, layout: Layout, levels: Levels) -> bytes:
         if os.path.isdir(trash):
             trash = os.path.join(trash, b"%d.%s" % (time.time_ns(), secrets.token_hex(4).encode()))
         home.disk.rename(path, trash)
-        if os.path.dirname(trash) != home.root:
-            home.disk.sync_directory(os.path.dirname(trash))
         home.disk.sync_directory(os.path.dirname(path))
         _forget(home, storage_name(levels))
     return trash

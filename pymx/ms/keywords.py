@@ -2,8 +2,8 @@
 
     <0–25> <name>
 
-Names are caseless. The file is written under the uidlist lock and its own, synced, renamed, and its mtime grows in
-whole seconds, or Dovecot does not look again.
+Names are caseless. The file is written under the uidlist lock and `dovecot-keywords.lock`, synced, renamed, and its
+mtime grows in whole seconds, or Dovecot does not look again.
 """
 
 from __future__ import annotations
@@ -44,12 +44,11 @@ def read(directory: bytes) -> list[str]:
 def write(disk: Disk, directory: bytes, names: list[str], mode: int) -> None:
     """Replace the file; the names are durable when this returns. The caller holds the uidlist lock."""
     path = os.path.join(directory, NAME)
-    lock = path + b".lock"
-    # The lock file is the new file, as in Dovecot: made with O_EXCL, renamed over the old one.
+    # Dovecot renames its lock file into place. Ours keeps the owner's name in it, so that a kill is seen at once.
     with DotLock(disk, path):
         try:
             old = int(os.stat(path).st_mtime)
         except FileNotFoundError:
             old = 0
-        disk.replace_file(path, lock, to_bytes(names), mode, mtime_s=max(int(time.time()), old + 1))
+        disk.replace_file(path, path + b".tmp", to_bytes(names), mode, mtime_s=max(int(time.time()), old + 1))
     disk.sync_directory(directory)

@@ -82,5 +82,5 @@ def change(disk: Disk, root: bytes, separator: str, name: Levels, *, subscribe: 
             names.append(name)
         else:
             names.remove(name)
-        disk.replace_file(path, path + b".lock", to_bytes(version, names, separator), mode)
+        disk.replace_file(path, path + b".tmp", to_bytes(version, names, separator), mode)
     disk.sync_directory(root)

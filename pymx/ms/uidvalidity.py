@@ -14,54 +14,47 @@ from pymx.ms.disk import Disk
 NAME = b"dovecot-uidvalidity"
 
 
-def _recorded(root: bytes) -> int:
-    try:
-        with open(os.path.join(root, NAME), "rb") as file:
-            value = int(file.read(8), 16)
-    except (FileNotFoundError, ValueError):
-        value = 0
+def _markers(root: bytes) -> list[int]:
     prefix = NAME + b"."
+    out = []
     for name in os.listdir(root):
-        if name.startswith(prefix) and len(name) == len(prefix) + 8:
+        digits = name.removeprefix(prefix)
+        if len(digits) == 8 and digits != name:
             try:
-                value = max(value, int(name[len(prefix) :], 16))
+                out.append(int(digits, 16))
             except ValueError:
                 continue
-    return value
+    return out
+
+
+def _written(root: bytes) -> int:
+    try:
+        with open(os.path.join(root, NAME), "rb") as file:
+            return int(file.read(8), 16)
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 def next_value(disk: Disk, root: bytes, mode: int = 0o600) -> int:
     """A UIDVALIDITY nobody in this account has had."""
-    value = _recorded(root)
     path = os.path.join(root, NAME)
-    if value:
-        while True:
-            try:
-                disk.rename(path + b".%08x" % value, path + b".%08x" % (value + 1))
-            except FileNotFoundError:
-                if not os.path.exists(path + b".%08x" % (value + 1)) and not _marker_exists(root):
-                    disk.close(disk.create(path + b".%08x" % (value + 1), 0o444))
-                    break
-                value += 1
-                continue
-            break
-        value += 1
-    else:
-        value = int(time.time())
-        while True:
-            try:
+    while True:
+        markers = _markers(root)
+        # A power cut may have left the file behind the marker or before it.
+        value = max([_written(root), *markers]) + 1
+        if value == 1:
+            value = int(time.time())
+        try:
+            if markers:
+                disk.rename(path + b".%08x" % max(markers), path + b".%08x" % value)
+            else:
                 disk.close(disk.create(path + b".%08x" % value, 0o444))
-                break
-            except FileExistsError:
-                value += 1
+        except (FileNotFoundError, FileExistsError):
+            continue  # somebody else took it
+        break
     fd = disk.create(path, mode, exclusive=False)
     try:
         disk.write(fd, b"%08x" % value)
     finally:
         disk.close(fd)
     return value
-
-
-def _marker_exists(root: bytes) -> bool:
-    prefix = NAME + b"."
-    return any(name.startswith(prefix) for name in os.listdir(root))
