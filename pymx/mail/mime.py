@@ -240,25 +240,24 @@ def _parameters(value: bytes, position: int) -> Parameters:
 
 
 def _join_sections(params: Parameters) -> Parameters:
-    """Join RFC 2231 s. 3 continuations (`name*0`, `name*1*`); sections with gaps are left as they are."""
+    """Join RFC 2231 s. 3 continuations (`name*0`, `name*1*`); sections with gaps or twice are left as they are."""
     plain: Parameters = []
-    sections: dict[bytes, dict[int, tuple[bytes, bytes, bool]]] = {}
+    sections: dict[bytes, list[tuple[int, bytes, bytes, bool]]] = {}
     for name, text in params:
         match = _SECTIONED.match(name)
         if match is None:
             plain.append((name, text))
         else:
-            by_number = sections.setdefault(match[1].lower(), {})
-            by_number.setdefault(int(match[2]), (name, text, match[3] is not None))
-    for by_number in sections.values():
-        pieces = [by_number[n] for n in sorted(by_number)]
-        if max(by_number) != len(pieces) - 1:
-            plain.extend((name, text) for name, text, _ in pieces)
+            sections.setdefault(match[1].lower(), []).append((int(match[2]), name, text, match[3] is not None))
+    for pieces in sections.values():
+        pieces.sort(key=lambda piece: piece[0])
+        if any(number != expected for expected, (number, *_) in enumerate(pieces)):
+            plain.extend((name, text) for _, name, text, _ in pieces)
             continue
-        extended = any(is_extended for _, _, is_extended in pieces)
-        base = pieces[0][0].partition(b"*")[0]
-        joined = b"".join(text if is_extended or not extended else _percent(text) for _, text, is_extended in pieces)
-        if extended and not pieces[0][2]:
+        extended = any(is_extended for *_, is_extended in pieces)
+        base = pieces[0][1].partition(b"*")[0]
+        joined = b"".join(text if is_extended or not extended else _percent(text) for *_, text, is_extended in pieces)
+        if extended and not pieces[0][3]:
             joined = b"''" + joined  # the first section must carry charset and language (RFC 2231 s. 4.1)
         plain.append((base + b"*" if extended else base, joined))
     return plain
@@ -432,8 +431,9 @@ class _Scanner:
             if length <= available and (level := self._levels.get(line[:length])) is not None:
                 end = start + 2 + length
                 newline = data.find(b"\n", end)
-                after = newline + 1 if newline >= 0 else len(data)
-                return _Delimiter(start, after, level, data.startswith(b"--", end))
+                if newline < 0:  # nothing follows
+                    return _Delimiter(start, len(data), level, True)
+                return _Delimiter(start, newline + 1, level, data.startswith(b"--", end))
         return None
 
     def _end_before(self, stop: _Delimiter | None, body_start: int) -> int:

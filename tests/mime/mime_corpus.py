@@ -49,6 +49,7 @@ _HEADERS = {
     "atoms of phrase": "From: a.b c/d 'e' f <x@y.example>",
     "at in phrase": 'From: "ann@example.org" <ann@example.org>',
     "many comments": "To: (a)(b) x@y.example (c)(d), (e) z@w.example",
+    "colon behind address": "From: a@b.example: c\nTo: x@y.example",
     "comment behind angle": "From: <ann@example.org> (Ann)\nTo: (Bob) <bob@example.org>, X <x@y.example> (z)",
     "single quotes": "From: 'Ann' <ann@example.org>",
     "obsolete date": "Date: 17 Jul 96 02:44 PDT (comment)",
@@ -126,6 +127,8 @@ _WHOLE = {
     "no header": "\nbody only\n",
     "no last line end": "Subject: x\n\nno line end",
     "eight-bit body": "Content-Type: text/plain; charset=utf-8\n\n\u00e4\u00f6\u00fc\n",
+    "torn at a delimiter": "Content-Type: multipart/mixed; boundary=o\n\n--o\n\none\n--o",
+    "delimiter last": "Content-Type: multipart/mixed; boundary=o\n\n--o\n\none\n--o\n",
     "boundary at header": "Content-Type: multipart/mixed; boundary=o\n--o\n\nx\n--o--\n",
 }
 

@@ -218,7 +218,7 @@ PATTERNS = (
         b"a@b,",
         b". ",
     ),
-    *(b"x:;", b"a@b(", b"\xff", b"\0", b"\r", b" ", b"\t"),
+    *(b"a:", b"x:;", b"a@b(", b"\xff", b"\0", b"\r", b" ", b"\t"),
 )
 
 
@@ -227,7 +227,8 @@ def test_a_hostile_megabyte_is_rendered_in_well_under_a_second(pattern: bytes) -
     fields = (b"To: ", b"Subject: ", b"Content-Type: text/plain; ", b"Content-Disposition: ", b"Content-Language: ")
     header = b"".join(name + pattern * (MEGABYTE // 5 // len(pattern)) + b"\r\n" for name in fields)
     whole_field = b"To: " + pattern * (MEGABYTE // len(pattern))
-    for message in (header, whole_field):
+    behind_many_words = b"To: " + b"a " * (MEGABYTE // 16) + b"@ " + pattern * (MEGABYTE // 2 // len(pattern))
+    for message in (header, whole_field, behind_many_words):
         started = time.process_time()
         render(message)
         assert time.process_time() - started < SOON_S

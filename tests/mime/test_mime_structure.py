@@ -52,6 +52,7 @@ def test_bare_line_feeds_are_read_like_crlf() -> None:
         (b'a/b; n*1="2"; n*0="1"', (b"a", b"b", [(b"n", b"12")])),
         (b"a/b; n*0*=utf-8''%41; n*1=b%c", (b"a", b"b", [(b"n*", b"utf-8''%41b%25c")])),
         (b"a/b; n*0=x; n*2=y", (b"a", b"b", [(b"n*0", b"x"), (b"n*2", b"y")])),
+        (b"a/b; n*0=x; n*0=y; n*1=z", (b"a", b"b", [(b"n*0", b"x"), (b"n*0", b"y"), (b"n*1", b"z")])),
         (b"a/b; n*=utf-8''x", (b"a", b"b", [(b"n*", b"utf-8''x")])),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Iterable, Iterator, Sequence
 
 import pytest
@@ -292,6 +293,33 @@ def test_messages_that_are_gone_match_nothing(criterion: Criterion) -> None:
     view.gone = {1}
     assert 1 not in run(criterion, view)
     assert 3 in run(criterion, view)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        b"=?utf-8?q?x?= ",
+        b"=?",
+        b"<",
+        b"<!--",
+        b"<script>",
+        b"&",
+        b"\xcc\x81\xcc\xa3",
+        b"=",
+        b"=3D",
+        b"\r\n ",
+        b"a:\r\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", [b"8bit", b"base64", b"quoted-printable"])
+def test_a_hostile_megabyte_is_searched_in_well_under_a_second(pattern: bytes, encoding: bytes) -> None:
+    filling = pattern * ((1 << 20) // len(pattern))
+    in_body = b"Content-Type: text/html\r\nContent-Transfer-Encoding: %b\r\n\r\n%b" % (encoding, filling)
+    in_header = b"Subject: %b\r\n\r\n" % filling
+    view = View([((n, n, 0, 0, 0, 0, 0), message) for n, message in enumerate((in_body, in_header), 1)])
+    started = time.process_time()
+    run(Or(Text("nowhere", True), Header("Subject", "nowhere")), view)
+    assert time.process_time() - started < 2.0  # two megabytes, both read twice
 
 
 def test_attachments_are_found_by_name_and_not_by_content() -> None:

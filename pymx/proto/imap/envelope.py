@@ -26,6 +26,8 @@ MISSING_DOMAIN = b"MISSING_DOMAIN"
 # (display name, source route, mailbox, host); host None and mailbox set: a group begins; both None: it ends.
 Address = tuple[bytes | None, bytes | None, bytes | None, bytes | None]
 
+# Nearly all there is: what may stand in a quoted string without escape.
+_PLAIN_TEXT = re.compile(rb"[\t !#-\[\]-~]{0,1000}+").fullmatch
 _LINE_ENDS = re.compile(rb"[\r\n]+(?=(.?))", re.DOTALL)
 
 # One address of the common kind with the comma behind it; all loops are possessive, so a miss costs no second look.
@@ -78,6 +80,8 @@ def nstring(value: bytes | None) -> bytes:
 
 def string(value: bytes) -> bytes:
     """What stood in a header, as an IMAP string on one line: quoted where that is legal, else a literal."""
+    if _PLAIN_TEXT(value):
+        return b'"' + value + b'"'
     if len(value) > MAX_STRING:
         value = value[:MAX_STRING]
     if b"\r" in value or b"\n" in value:
@@ -132,7 +136,7 @@ class _Reader:
     A word is (text, whether white space or a comment stood before it).
     """
 
-    __slots__ = ("_angle", "_comment", "_gap", "_in_group", "_phrase", "_position", "_route", "_value", "_words")
+    __slots__ = ("_angle", "_at", "_comment", "_gap", "_in_group", "_phrase", "_position", "_route", "_value", "_words")
 
     def __init__(self, value: bytes, position: int) -> None:
         self._value = value
@@ -147,6 +151,7 @@ class _Reader:
         self._angle = ""  # "", "open" or "closed"
         self._comment: bytes | None = None
         self._gap = False
+        self._at = False
 
     def __iter__(self) -> Iterator[Address]:
         value = self._value
@@ -168,7 +173,7 @@ class _Reader:
                     if self._in_group:
                         self._in_group = False
                         yield None, None, None, None
-                elif text == b":" and not self._angle and not self._in_group:
+                elif text == b":" and not self._angle and not self._in_group and not self._at:
                     yield None, None, _join(self._words) or b"", None
                     self._in_group = True
                     self._reset()
@@ -205,6 +210,7 @@ class _Reader:
             self._angle = "closed"
         elif text == b"@":
             self._add(text)
+            self._at = True
         elif text == b":" and self._in_route():
             self._route = b"".join(word for word, _ in self._words)
             self._words = []
