@@ -47,7 +47,7 @@ from pymx.spool import Content
 
 _log = log.get("msa")
 
-_INLINE_OCTETS = 65536  # larger messages are mended and signed in a thread
+_INLINE_OCTETS = 65536  # larger messages are mended in a thread too
 _THREADS = 2
 
 _NULL_SENDER = replies.SENDER_NOT_OWNED.with_text("Use your own address as the sender")
@@ -155,13 +155,13 @@ class Submission:
 
     async def prepare(self, content: Content, account: Account, mail_from: Address, *, smtputf8: bool) -> Fixed:
         """The message mended, checked and signed. Raises SmtpError."""
+        loop = asyncio.get_running_loop()
         if content.in_memory and content.size_octets <= _INLINE_OCTETS:
             fixed = self._fixed(content, mail_from, smtputf8)
-            domain = await self._require_own_authors(account, fixed.content)
-            return Fixed(self._signed(fixed.content, domain), fixed.is_eight_bit)
-        loop = asyncio.get_running_loop()
-        fixed = await loop.run_in_executor(self._threads, self._fixed, content, mail_from, smtputf8)
+        else:
+            fixed = await loop.run_in_executor(self._threads, self._fixed, content, mail_from, smtputf8)
         domain = await self._require_own_authors(account, fixed.content)
+        # RSA lets go of the GIL: in a thread it costs the loop 0.05 ms instead of 0.35
         signed = await loop.run_in_executor(self._threads, self._signed, fixed.content, domain)
         return Fixed(signed, fixed.is_eight_bit)
 

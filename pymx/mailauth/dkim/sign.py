@@ -4,8 +4,8 @@ Fields that must not be added or replaced on the way are over-signed: named once
 one breaks the signature (s. 8.15). No l= tag: it would let anybody append to the body. The body is hashed once, in
 pieces, however many keys sign.
 
-`Signer.sign` is synchronous and takes 0.4 ms for an RSA-2048 key and a small message; large contents belong in a
-thread. Raises `keys.KeyUnusable` when the domain's keys can't be read, OSError when the content can't.
+`Signer.sign` is synchronous, may be called from several threads, and takes 0.35 ms for an RSA-2048 key and a small
+message, most of it without the GIL. Raises `keys.KeyUnusable` when the domain's keys can't be read, OSError when the content can't.
 """
 
 from __future__ import annotations
