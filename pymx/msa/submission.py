@@ -161,7 +161,7 @@ class Submission:
         else:
             fixed = await loop.run_in_executor(self._threads, self._fixed, content, mail_from, smtputf8)
         domain = await self._require_own_authors(account, fixed.content)
-        # RSA lets go of the GIL: in a thread it costs the loop 0.05 ms instead of 0.35
+        # RSA lets go of the GIL: in a thread it costs the loop 0.1 ms instead of 0.35
         signed = await loop.run_in_executor(self._threads, self._signed, fixed.content, domain)
         return Fixed(signed, fixed.is_eight_bit)
 

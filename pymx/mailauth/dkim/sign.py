@@ -5,7 +5,8 @@ one breaks the signature (s. 8.15). No l= tag: it would let anybody append to th
 pieces, however many keys sign.
 
 `Signer.sign` is synchronous, may be called from several threads, and takes 0.35 ms for an RSA-2048 key and a small
-message, most of it without the GIL. Raises `keys.KeyUnusable` when the domain's keys can't be read, OSError when the content can't.
+message, most of it without the GIL. Raises `keys.KeyUnusable` when the domain's keys can't be read, OSError when the
+content can't.
 """
 
 from __future__ import annotations
