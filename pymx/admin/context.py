@@ -56,7 +56,7 @@ class Context:
         """Tell the daemon to forget what it remembers. It may well not be running."""
         try:
             self.control.call("invalidate", timeout_s=5.0)
-        except control_client.ControlUnavailable:
+        except control_client.NotRunning:
             pass  # it starts with nothing remembered
         except ControlError as e:
             self.out.warn(f"pymx may remember the old state for {self.config.database.cache_s} s: {e}")

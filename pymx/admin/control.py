@@ -21,13 +21,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from pymx import log
-from pymx.admin.control_client import ControlError, ControlUnavailable, call
+from pymx.admin.control_client import ControlError, ControlUnavailable, NotRunning, call
 
-__all__ = ["Action", "Control", "ControlError", "ControlUnavailable", "call"]
+__all__ = ["Action", "Control", "ControlError", "ControlUnavailable", "NotRunning", "call"]
 
 MAX_REQUEST_OCTETS = 1024 * 1024
 MAX_CLIENTS = 32
 IDLE_S = 60
+CLOSE_S = 5  # for actions under way
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 Action = Callable[[dict[str, object]], Awaitable[object]]
@@ -40,7 +41,7 @@ class Control:
         self._path = path
         self._actions = actions
         self._server: asyncio.Server | None = None
-        self._clients: set[asyncio.StreamWriter] = set()
+        self._clients: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
         self._log = log.get("admin")
 
     async def start(self) -> None:
@@ -58,14 +59,21 @@ class Control:
             return
         server, self._server = self._server, None
         server.close()
-        for writer in list(self._clients):
+        running = [task for task in self._clients.values() if task]
+        for writer in self._clients:
             writer.transport.abort()
+        if running:
+            _, late = await asyncio.wait(running, timeout=CLOSE_S)
+            for task in late:
+                task.cancel()
         await server.wait_closed()
         self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._clients.add(writer)
+        self._clients[writer] = asyncio.current_task()
         try:
+            if self._server is None:
+                return  # it connected while we were closing
             refusal = self._refusal(writer)
             if refusal:
                 await _send(writer, {"ok": False, "error": refusal})
@@ -75,7 +83,7 @@ class Control:
         except (OSError, TimeoutError):
             pass  # the client has gone, or has been silent for too long
         finally:
-            self._clients.discard(writer)
+            del self._clients[writer]
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()

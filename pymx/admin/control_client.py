@@ -1,10 +1,11 @@
 """pymxctl's side of the control socket: one request, one answer (the protocol is in control.py). Light to import.
 
-`ControlUnavailable`: nobody listens there (the daemon is not running). `ControlError`: it listens and said no.
+`NotRunning`: nobody listens there. `ControlUnavailable`: that, or no answer. `ControlError`: that, or the answer is no.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Mapping
@@ -22,16 +23,21 @@ class ControlUnavailable(ControlError):
     """The daemon can't be reached."""
 
 
+class NotRunning(ControlUnavailable):
+    """Nobody listens."""
+
+
 def call(path: Path, action: str, arguments: Mapping[str, object] | None = None, *, timeout_s: float = 30.0) -> object:
     """The result of `action`. Raises ControlError, ControlUnavailable."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
         s.settimeout(timeout_s)
         try:
             s.connect(str(path))
-            s.sendall(json.dumps({"action": action, "arguments": arguments or {}}).encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError):  # refused before it was read; the answer says why
+                s.sendall(json.dumps({"action": action, "arguments": arguments or {}}).encode() + b"\n")
             line = _read_line(s)
         except (FileNotFoundError, ConnectionRefusedError):
-            raise ControlUnavailable(f"pymx is not running (nobody listens on {path})") from None
+            raise NotRunning(f"pymx is not running (nobody listens on {path})") from None
         except PermissionError:
             raise ControlUnavailable(f"{path}: only root and the daemon's user may talk to pymx") from None
         except TimeoutError:

@@ -17,7 +17,7 @@ from typing import Protocol, cast
 
 import pymx
 from pymx.admin.context import Context, CtlError, Exit
-from pymx.admin.control_client import ControlError, ControlUnavailable
+from pymx.admin.control_client import ControlError, ControlUnavailable, NotRunning
 from pymx.admin.output import Output
 from pymx.config.load import ConfigError, load
 
@@ -66,8 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CtlError as e:
         out.failed(str(e))
         return e.exit_code
-    except ControlUnavailable as e:
+    except NotRunning as e:
         out.failed(f"{e}; start it with: systemctl start pymx")
+        return Exit.UNAVAILABLE
+    except ControlUnavailable as e:
+        out.failed(str(e))
         return Exit.UNAVAILABLE
     except (ControlError, ConfigError) as e:
         out.failed(str(e))
