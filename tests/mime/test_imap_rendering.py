@@ -64,6 +64,7 @@ def test_the_example_of_the_standard() -> None:
         (b"", []),
         (b"a@[1.2.3.4]", [(None, None, b"a", b"[1.2.3.4]")]),
         (b'"a b"@c', [(None, None, b"a b", b"c")]),
+        (b'"@"@b', [(None, None, b"@", b"b")]),
         (b"a@b <c@d>", [(b"a@b", None, b"c", b"d")]),
         (b"a@b c@d, e@f", [(None, None, b"a", b"b"), (None, None, b"e", b"f")]),
         (b"A <a@b, c@d", [(b"A", None, b"a", b"b"), (None, None, b"c", b"d")]),

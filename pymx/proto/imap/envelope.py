@@ -151,7 +151,7 @@ class _Reader:
         self._angle = ""  # "", "open" or "closed"
         self._comment: bytes | None = None
         self._gap = False
-        self._at = False
+        self._at = -1  # where the address's "@" is among the words
 
     def __iter__(self) -> Iterator[Address]:
         value = self._value
@@ -173,7 +173,7 @@ class _Reader:
                     if self._in_group:
                         self._in_group = False
                         yield None, None, None, None
-                elif text == b":" and not self._angle and not self._in_group and not self._at:
+                elif text == b":" and not self._angle and not self._in_group and self._at < 0:
                     yield None, None, _join(self._words) or b"", None
                     self._in_group = True
                     self._reset()
@@ -205,15 +205,18 @@ class _Reader:
         elif text == b"<" and not self._angle:
             self._phrase = _join(self._words)
             self._words = []
+            self._at = -1
             self._angle = "open"
         elif text == b">" and self._angle == "open":
             self._angle = "closed"
         elif text == b"@":
+            if self._at < 0:
+                self._at = len(self._words)
             self._add(text)
-            self._at = True
         elif text == b":" and self._in_route():
             self._route = b"".join(word for word, _ in self._words)
             self._words = []
+            self._at = -1
 
     def _skip_comment(self) -> None:
         start = self._position
@@ -230,7 +233,7 @@ class _Reader:
     def _finish(self) -> Iterator[Address]:
         words, angle = self._words, self._angle
         name = self._phrase
-        at = next((n for n, (word, _) in enumerate(words) if word == b"@"), len(words))
+        at = self._at if self._at >= 0 else len(words)
         before, after = words[:at], words[at + 1 :]
         first = 0
         for n in range(len(before) - 1, 0, -1):
