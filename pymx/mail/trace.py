@@ -24,8 +24,8 @@ def _name(text: str) -> str:
 def received(*, hostname: str, origin: Origin, queue_id: str, now: float, recipient: Address | None = None) -> bytes:
     """The Received field of this hop. `recipient` only if the message has no other: the clause would show it to them.
 
-    Mail from our own users names this host where the client would stand: where they are is nobody's business
-    (RFC 8314 leaves it open; RFC 5321 s. 4.4 wants the clause).
+    Deviation: mail from our own users names this host where RFC 5321 s. 4.4 wants the client: where they are is
+    nobody's business.
     """
     tls = ""
     if origin.tls:

@@ -10,6 +10,9 @@ Stages, in order:
 
 An account that was removed during a session can send nothing more (535).
 
+Deviation: the null sender is refused, though RFC 8098 s. 3 wants it for read receipts: it belongs to nobody, and a
+user's client can send receipts from its own address, where a failure is at least seen.
+
 When a key that was never loaded can't be read, nothing is sent unsigned: 451, and the log says which file.
 """
 
