@@ -388,9 +388,9 @@ def _check(state: State, there: Account, bob: Account) -> None:
     for fact in state.facts:
         if isinstance(fact, Stored):
             places = [p for p in fact.places if (fact.token, p) not in going and ("", p) not in going]
-            if len(places) == len(fact.places) or (places and len(fact.places) > 1):
-                if not any(fact.token in found.get(place, {}) for place in fact.places):
-                    raise Violation(f"{fact.token} lost from {fact.places}")
+            promised = len(places) == len(fact.places) or (places and len(fact.places) > 1)
+            if promised and not any(fact.token in found.get(place, {}) for place in fact.places):
+                raise Violation(f"{fact.token} lost from {fact.places}")
         elif isinstance(fact, Gone) and fact.token in found.get(fact.place, {}):
             raise Violation(f"{fact.token} is back in {fact.place}")
     _check_told(state, there, found, going)
