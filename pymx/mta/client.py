@@ -71,6 +71,7 @@ class Wire(SMTPProtocol):
         self.replies: deque[SMTPResponse] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._failure: Exception | None = None
+        self.lost = asyncio.Event()
 
     def data_received(self, data: bytes) -> None:
         self._buffer.extend(data)
@@ -91,6 +92,7 @@ class Wire(SMTPProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._fail(SMTPServerDisconnected(f"Connection lost{f': {exc}' if exc else ''}"))
+        self.lost.set()
 
     def _fail(self, error: Exception) -> None:
         self._failure = self._failure or error
@@ -351,14 +353,18 @@ class Connection:
         mail: Remote | None = None
         accepted: list[int] = []
         reply: Remote | None = None
+        before: tuple[Phase, Remote] | None = None
         for place, (phase, line) in enumerate(lines):
             if not pipelining:
                 if (mail is not None and not _is_success(mail)) or (phase is Phase.DATA and not accepted):
                     break
                 self._write(phase, [line])
-            reply = await self._reply_after(phase, reply)
+            reply = await self._reply_after(phase, before)
+            before = (phase, reply)
             if phase is Phase.MAIL:
                 mail = reply
+                if mail.code == 421:
+                    raise Broken(phase, mail)  # RFC 5321 s. 3.8: it hangs up after this
             elif phase is Phase.RCPT:
                 assert mail is not None
                 if not _is_success(mail):
@@ -380,13 +386,13 @@ class Connection:
             await self._ask(Phase.DATA, ".")
         return []
 
-    async def _reply_after(self, phase: Phase, before: Remote | None) -> Remote:
+    async def _reply_after(self, phase: Phase, before: tuple[Phase, Remote] | None) -> Remote:
         """The next reply. When the connection is gone after a 421, that is what the server had to say."""
         try:
             return await self._reply(phase, self._outbound.command_timeout_s)
         except Broken as e:
-            if before is not None and before.code == 421 and e.what is Event.LOST:
-                raise Broken(phase, before) from e
+            if before is not None and before[1].code == 421 and e.what is Event.LOST:
+                raise Broken(*before) from e
             raise
 
     async def _content(self, content: Content) -> Remote:
@@ -474,6 +480,10 @@ class Connection:
             pass
         if self._wire.transport is not None:
             self._wire.transport.close()
+
+    async def closed(self) -> None:
+        """Wait until the connection is gone."""
+        await self._wire.lost.wait()
 
     def abort(self) -> None:
         """Hang up at once."""

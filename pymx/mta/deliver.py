@@ -26,6 +26,7 @@ from pymx.queue.item import Attempt, Outcome, Result
 from pymx.resolver.resolver import Resolver
 
 _MAX_ADDRESSES = 6  # tried in one attempt; the next attempt shuffles again
+_CLOSE_S = 2
 
 _log = log.get("mta")
 
@@ -56,7 +57,14 @@ class Deliver:
 
     async def close(self) -> None:
         """Hang up all kept connections."""
-        self._kept.close()
+        closing = self._kept.close()
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                for connection in closing:
+                    await connection.closed()
+        except TimeoutError:
+            for connection in closing:
+                connection.abort()
 
 
 class _Run:
@@ -264,13 +272,17 @@ class _Kept:
         self._count -= 1
         connection.close()
 
-    def close(self) -> None:
+    def close(self) -> list[Connection]:
+        """Begin to hang up; those that are not gone yet."""
+        closing = []
         for waiting in self._kept.values():
             for connection, timer in waiting:
                 timer.cancel()
                 connection.close()
+                closing.append(connection)
         self._kept.clear()
         self._count = 0
+        return closing
 
 
 def _is_goodbye(what: Remote | Event) -> bool:
