@@ -16,7 +16,7 @@ from typing import Protocol
 
 from pymx import log, metrics
 from pymx.accounts.account import Account
-from pymx.mail import trace
+from pymx.mail import header, trace
 from pymx.mail.address import Address
 from pymx.mail.envelope import Envelope
 from pymx.ms.errors import InvalidName, OverQuota, StorageFull, StoreError
@@ -100,6 +100,9 @@ class Mda:
         self, queue_id: str, envelope: Envelope, content: Content, recipients: Sequence[LocalRecipient]
     ) -> list[Outcome]:
         """Deliver to every recipient, in parallel; one outcome each, in order. Durable at return."""
+        if header.count(content.head, "return-path"):
+            # RFC 5321 s. 4.4: ours is the only one; another would be taken for where bounces go
+            content = content.with_head(header.remove(content.head, ["return-path"]))
         return_path = trace.return_path(envelope.mail_from)
         deliveries = [
             Delivery(_owner(r.account), INBOX, content.prepended(return_path + trace.delivered_to(r.delivered_to)))

@@ -185,7 +185,10 @@ class Dispatch:
             hostname=self._hostname, origin=envelope.origin, queue_id=queue_id, now=time.time(), recipient=single
         )
         stamped = content.prepended(stamp)
-        local = {r.account.id: r for group in reversed(groups) for r in reversed(group.local)}
+        local: dict[int, LocalRecipient] = {}
+        for group in groups:
+            for recipient in group.local:
+                local.setdefault(recipient.account.id, recipient)
         external = {r.address.key: r for group in groups for r in group.external}
         outcomes = await self._mda.deliver(queue_id, envelope, stamped, list(local.values())) if local else []
         failed = {o.recipient.account.id: o for o in outcomes if not o.is_stored}
@@ -355,12 +358,10 @@ def _is_from_user(envelope: Envelope) -> bool:
 
 def _waiting(groups: Sequence[_Group], retried: Mapping[int, LocalRecipient]) -> list[Recipient]:
     """Whom the copies that wait for a mailbox are for: the address to deliver to, with the DSN wishes it came with."""
-    wishes = {
-        account.id: target.recipient
-        for group in reversed(groups)
-        for target in reversed(group.targets)
-        for account in target.resolution.accounts
-    }
+    wishes: dict[int, Recipient] = {}
+    for target in (target for group in groups for target in group.targets):
+        for account in target.resolution.accounts:
+            wishes.setdefault(account.id, target.recipient)
     return [_expanded(wishes[id_], recipient.delivered_to) for id_, recipient in retried.items()]
 
 

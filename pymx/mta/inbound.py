@@ -9,7 +9,7 @@ Stages, in this order, and what each may say besides the hooks in `checks`:
 
 A bounce (null sender) may have several recipients: RFC 5321 s. 4.5.5 asks for one but forbids nothing. A message
 without a valid header is taken as it came. Authentication-Results that claim to be this host's are removed (RFC 8601
-s. 5); every other octet stays.
+s. 5), and at final delivery a Return-Path that came with the message; every other octet stays.
 
 Deviation: mail for an alias that leads to another domain is forwarded with the original sender and unchanged, so it may
 fail the next host's SPF check (RFC 7208 s. D.2); its DKIM signature stays valid.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -62,8 +63,11 @@ class Mailboxes:
 
     mail: dict[str, list[bytes]] = field(default_factory=dict)
     broken: dict[str, StoreError] = field(default_factory=dict)
+    gate: asyncio.Event | None = None
 
     async def deliver(self, deliveries: Sequence[Delivery]) -> list[Delivered | StoreError]:
+        if self.gate:
+            await self.gate.wait()
         return [self._take(d) for d in deliveries]
 
     def _take(self, delivery: Delivery) -> Delivered | StoreError:
@@ -85,8 +89,11 @@ class Waiting:
 
     commits: list[list[Copy]] = field(default_factory=list)
     failure: Exception | None = None
+    gate: asyncio.Event | None = None
 
     async def enqueue(self, copies: Sequence[Copy]) -> list[QueueId]:
+        if self.gate:
+            await self.gate.wait()
         if self.failure:
             raise self.failure
         self.commits.append(list(copies))
@@ -205,6 +212,22 @@ async def test_with_somebody_elsewhere_all_mailboxes_may_fail(flow: Flow) -> Non
     flow.mailboxes.broken = {"alice@home.test": Unavailable("disk")}
     await flow.send("info@home.test")
     assert flow.queued() == [(["x@far.test"], False), (["alice@home.test"], True)]
+
+
+@pytest.mark.parametrize("slow", ["mailboxes", "queue"])
+async def test_no_250_before_everything_is_durable(slow: str, flow: Flow) -> None:
+    """Neither the mailbox's sync nor the queue's commit may still be under way."""
+    flow.accounts.aliases["info@home.test"] = ["x@far.test", "alice@home.test"]
+    gate = asyncio.Event()
+    (flow.mailboxes if slow == "mailboxes" else flow.queue).gate = gate
+    sending = asyncio.create_task(flow.send("info@home.test"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not sending.done()
+    gate.set()
+    await sending
+    assert flow.queued()
+    assert flow.mailboxes.mail
 
 
 @pytest.mark.parametrize("failure", [QueueFull(), OSError(28, "No space left on device")])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.flow import MailIn, mail_in
 from support.tls import TlsFiles
+from support.wait import wait_until
 
 from pymx.config.model import Outbound, Smtp
 from pymx.mta.inbound import Facts, Stage
@@ -141,6 +142,33 @@ async def test_results_that_claim_to_be_ours_are_removed(flow: MailIn) -> None:
     stored = flow.mailbox(ALICE)[0]
     assert stored.count(b"Authentication-Results") == 1
     assert b"Authentication-Results: other.test; spf=pass\n" in stored
+
+
+async def test_a_return_path_that_came_along_is_removed(flow: MailIn) -> None:
+    """RFC 5321 s. 4.4."""
+    await flow.blocking(send, flow.ports["smtp"], [ALICE], "Return-Path: <forged@bank.test>\r\n" + MESSAGE)
+    stored = flow.mailbox(ALICE)[0]
+    assert stored.lower().count(b"return-path:") == 1
+    assert b"forged" not in stored
+
+
+async def test_one_id_is_followed_from_the_session_to_the_mailbox(
+    flow: MailIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line for the transaction, one for each copy."""
+    caplog.set_level("INFO", "pymx")
+    await flow.blocking(send, flow.ports["smtp"], [ALICE, BOB])
+    await wait_until(lambda: "smtp_session" in caplog.messages)
+    lines = [(r.getMessage(), vars(r)["fields"]) for r in caplog.records]
+    (accepted,) = [fields for event, fields in lines if event == "message_accepted"]
+    delivered = [fields for event, fields in lines if event == "message_delivered"]
+    assert [(d["account"], d["mailbox"], d["uid"]) for d in delivered] == [(ALICE, "INBOX", 1), (BOB, "INBOX", 1)]
+    (session,) = [fields["session"] for event, fields in lines if event == "smtp_session"]
+    assert {d["queue_id"] for d in delivered} == {accepted["queue_id"]}
+    assert {session, accepted["session"]} == {d["session"] for d in delivered}
+    assert accepted["rcpt_to"] == f"{ALICE},{BOB}"
+    assert accepted["message_id"] == "<1@x>"
+    assert accepted["queue_id"].encode() in flow.mailbox(ALICE)[0]
 
 
 async def test_lmtp_replies_for_each_recipient(flow: MailIn) -> None:
