@@ -121,7 +121,7 @@ def _rebuild(directory: Path, context: Context) -> int:
         files.open()
         # as the committer's repair: no process may be between a file's name and its rows
         fcntl.flock(lock, fcntl.LOCK_EX)
-        count = rebuild(state, files, context.config.outbound.route, "asked for by pymxctl")
+        count = rebuild(state, files, context.config.outbound.route)
     finally:
         os.close(lock)
         state.close()

@@ -205,7 +205,7 @@ class Queue:
 
     async def rebuild(self) -> int:
         """Make the state anew from the files; the number of messages found."""
-        return await self._call(lambda state: rebuild(state, self._files, self.outbound.route, "asked for"), alone=True)
+        return await self._call(lambda state: rebuild(state, self._files, self.outbound.route), alone=True)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

@@ -47,18 +47,18 @@ def rows(
     )
 
 
-def rebuild(state: State, files: Files, routes: Sequence[Route], reason: str) -> int:
-    """Put a new database in place of a damaged or missing one; the number of messages found.
+def rebuild(state: State, files: Files, routes: Sequence[Route], reason: str = "") -> int:
+    """Put a new database in place of the old one; the number of messages found. `reason` says what was wrong with it.
 
     The caller holds the exclusive lock. The new one is written under another name and renamed when it is whole: half of
     one would make the other half of the messages look as if they were done with.
     """
     state.close()
     names = files.names()
-    if state.path.exists():
-        _log.error("queue_state_damaged", path=_move_aside(state.path), reason=reason)
-    elif names:
-        _log.error("queue_state_damaged", path=str(state.path), reason=reason)
+    existed = state.path.exists()
+    aside = _move_aside(state.path)
+    if reason and (existed or names):
+        _log.error("queue_state_damaged", path=aside, reason=reason)
     new = State(state.path.with_suffix(".new"))
     for suffix in ("", "-wal", "-shm"):
         Path(f"{new.path}{suffix}").unlink(missing_ok=True)
@@ -74,8 +74,8 @@ def rebuild(state: State, files: Files, routes: Sequence[Route], reason: str) ->
     os.rename(new.path, state.path)
     _sync_directory(state.path.parent)
     state.open()
-    if names:
-        _log.warning("queue_rebuilt", count=recovered)
+    if existed or names:
+        _log.info("queue_rebuilt", count=recovered)
     return recovered
 
 
