@@ -54,20 +54,26 @@ def first(block: bytes, name: str) -> Field | None:
 def find(block: bytes, name: str) -> Iterator[tuple[int, Field]]:
     """The fields called `name` (caseless) with their offsets. Looks only at them, so it is cheap in large blocks."""
     low = name.lower()
-    for line in _line_of(low).finditer(block):
-        field = _FIELD.match(block, line.start())
+    for start in _starts(block, low):
+        field = _FIELD.match(block, start)
         assert field is not None
-        yield line.start(), Field(low, field[0])
+        yield start, Field(low, field[0])
 
 
 def count(block: bytes, name: str) -> int:
-    return sum(1 for _ in _line_of(name.lower()).finditer(block))
+    return sum(1 for _ in _starts(block, name.lower()))
+
+
+def _starts(block: bytes, low: str) -> Iterator[int]:
+    """Where fields called `low` begin: continuation lines begin with white space, so any line with the name is one."""
+    # lower-casing a copy and looking for a literal takes a fifth of the time of a caseless search
+    for line in _line_of(low).finditer(b"\n" + block.lower()):
+        yield line.start()
 
 
 @functools.lru_cache(64)
-def _line_of(name: str) -> re.Pattern[bytes]:
-    """The beginning of a field `name`: continuation lines begin with white space, so it is one at any line's start."""
-    return re.compile(rb"(?im)^" + re.escape(name.encode("ascii")) + rb"[ \t]*:")
+def _line_of(low: str) -> re.Pattern[bytes]:
+    return re.compile(rb"\n" + re.escape(low.encode("ascii")) + rb"[ \t]*:")
 
 
 def remove(block: bytes, names: Iterable[str]) -> bytes:
