@@ -18,9 +18,11 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pymx.net.tls import HANDSHAKE_TIMEOUT_S
+from pymx.net.handshake import TlsAcceptor
 
 BACKLOG = 512
+MAX_HANDSHAKES = 500  # in progress, of one listener and process
+MAX_HANDSHAKES_PER_IP = 50
 _FIRST_ADOPTED_FD = 3  # sd_listen_fds(3)
 _UNIX_MODE = 0o666  # as Dovecot's LMTP socket; the directory decides who gets there
 
@@ -177,7 +179,10 @@ class Caps:
 
 
 class Server:
-    """One listening socket being served; TLS from the first octet when `ssl` is given."""
+    """One listening socket being served; TLS from the first octet when `ssl` is given.
+
+    Handshakes in progress have caps of their own: a session takes its place only when its handshake is done.
+    """
 
     def __init__(
         self,
@@ -191,23 +196,21 @@ class Server:
         self.sock = sock
         self._factory = factory
         self._ssl = ssl
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | TlsAcceptor | None = None
 
     async def start(self) -> None:
         """Accept from now on."""
         loop = asyncio.get_running_loop()
-        handshake = HANDSHAKE_TIMEOUT_S if self._ssl else None
-        if self.sock.family == socket.AF_UNIX:
-            self._server = await loop.create_unix_server(
-                self._factory, sock=self.sock, ssl=self._ssl, backlog=BACKLOG, ssl_handshake_timeout=handshake
-            )
+        if self._ssl is not None:
+            caps = Caps(MAX_HANDSHAKES, MAX_HANDSHAKES_PER_IP, ())
+            self._server = TlsAcceptor(self.name, self.sock, self._factory, self._ssl, caps)
+        elif self.sock.family == socket.AF_UNIX:
+            self._server = await loop.create_unix_server(self._factory, sock=self.sock, backlog=BACKLOG)
         else:
-            self._server = await loop.create_server(
-                self._factory, sock=self.sock, ssl=self._ssl, backlog=BACKLOG, ssl_handshake_timeout=handshake
-            )
+            self._server = await loop.create_server(self._factory, sock=self.sock, backlog=BACKLOG)
 
     def close(self) -> None:
-        """Stop accepting; connections go on."""
+        """Stop accepting, give up handshakes in progress; sessions go on."""
         if self._server is not None:
             self._server.close()
             self._server = None

@@ -420,7 +420,7 @@ class Session(SMTP):
             self.say(reply.TEMPORARY_FAILURE)
 
     def _finish(self, reason: str) -> None:
-        """Say what is left to say, close, and write the connection's line."""
+        """Write the connection's line, say what is left to say, and close."""
         self._finished = True
         self._phase = Phase.CLOSING
         self._since = self._loop.time()
@@ -428,12 +428,17 @@ class Session(SMTP):
             self.engine.caps.leave(self.facts.peer_ip)
         self.reset()
         self._input = bytearray()
-        if self._lost:
-            self.engine.sessions.discard(self)
-        else:
-            if self._replies:
+        try:
+            self._record(reason)
+        finally:
+            if self._lost:
+                self.engine.sessions.discard(self)
+            else:
                 self._connection.write(b"".join(self._replies))
-            self._connection.close()
+                self._connection.close()
+
+    def _record(self, reason: str) -> None:
+        facts = self.facts
         counts = {
             "messages": self.messages,
             "recipients": self.recipients,
@@ -441,7 +446,6 @@ class Session(SMTP):
             "errors": self.errors,
             "size_octets": self._received,
         }
-        facts = self.facts
         self.log.info(
             "smtp_session",
             helo=facts.helo,

@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -14,7 +15,9 @@ import pytest
 import uvloop
 from support.wait import wait_until
 
+from pymx.config.model import Tls
 from pymx.net.listener import BindError, Caps, Server, adopted_sockets, bind
+from pymx.net.tls import Certificates
 
 SETTING = "[smtp] listen"
 
@@ -151,17 +154,21 @@ class Echo(asyncio.Protocol):
         self.transport.write(data)
 
 
-async def scenario_out_of_descriptors() -> None:
+async def scenario_out_of_descriptors(certificate: str, private_key: str) -> None:
     """Eat all descriptors, connect, watch the CPU, give them back, connect again."""
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda loop, context: None)  # asyncio reports EMFILE there
     sock = bind("127.0.0.1:0", SETTING)
-    server = Server("test", sock, Echo)
+    context = trusting = None
+    if certificate:
+        context = Certificates(Tls(certificate=certificate, private_key=private_key)).context()
+        trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        trusting.check_hostname = False
+        trusting.verify_mode = ssl.CERT_NONE
+    server = Server("test", sock, Echo, ssl=context)
     await server.start()
     port = sock.getsockname()[1]
     client = socket.socket()
-    late = socket.socket()
-    late.setblocking(False)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
     hoard: list[int] = []
@@ -179,27 +186,29 @@ async def scenario_out_of_descriptors() -> None:
         for fd in hoard:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    await loop.sock_connect(late, ("127.0.0.1", port))
-    assert await asyncio.wait_for(loop.sock_recv(late, 5), 10) == b"hello"
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
+        assert await reader.readexactly(5) == b"hello"
     client.close()
-    late.close()
+    writer.close()
     server.close()
 
 
+@pytest.mark.parametrize("in_tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-def test_no_descriptors_left_does_not_spin(loop):
+def test_no_descriptors_left_does_not_spin(loop, in_tls, tls_files):
     """EMFILE on accept; when there are descriptors again, connections are accepted again."""
     code = (
         "import asyncio, sys, uvloop\n"
         "import test_listener_bind as t\n"
         f"factory = uvloop.new_event_loop if {loop!r} == 'uvloop' else asyncio.new_event_loop\n"
         "with asyncio.Runner(loop_factory=factory) as runner:\n"
-        "    runner.run(t.scenario_out_of_descriptors())\n"
+        "    runner.run(t.scenario_out_of_descriptors(*sys.argv[1:]))\n"
     )
     here = os.path.dirname(__file__)
     path = os.pathsep.join([here, os.path.dirname(here), os.getcwd()])
     run = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *((tls_files.certificate, tls_files.private_key) if in_tls else ("", ""))],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
