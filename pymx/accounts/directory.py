@@ -30,6 +30,7 @@ from pymx.config.model import Accounts, Database
 from pymx.mail.address import Address, AddressError, domain_to_ascii, parse_address
 
 _ROLES = frozenset({"postmaster", "abuse"})
+_MAX_WARNINGS = 1000  # until the next change of the accounts
 
 _V = TypeVar("_V")
 
@@ -77,6 +78,7 @@ class Directory:
         self._default_quota_octets = default_quota_octets
         self._log = log.get("accounts")
         self._generation = 0
+        self._warned: set[tuple[str, str]] = set()  # a wrong alias is logged once, not with each of its messages
         self._domains = _cache(database, _Domain)
         self._entries = _cache(database, _Entry)
         self._oldest = _cache(database, _User)
@@ -91,6 +93,7 @@ class Directory:
     def invalidate(self) -> None:
         """Forget everything: the tables have changed."""
         self._generation += 1
+        self._warned.clear()
         self._domains.clear()
         self._entries.clear()
         self._oldest.clear()
@@ -150,7 +153,7 @@ class Directory:
                     return Resolution((), (target,))
                 return await self._expand(target)
             except (AddressError, UnknownRecipient, AliasLoop) as e:
-                self._log.warning("postmaster_unusable", rcpt_to=self._accounts.postmaster, reason=str(e))
+                self._warn("postmaster_unusable", self._accounts.postmaster, str(e))
         user = (await self._oldest_user(domain) if domain else None) or await self._oldest_user(None)
         if user is None:
             raise trouble
@@ -187,7 +190,7 @@ class Directory:
         settled = aliases.settle(address, await self._walk(address))
         for unknown in settled.unknown:
             if unknown.key != address.key:
-                self._log.warning("alias_target_unknown", rcpt_to=str(address), reason=f"there is no {unknown}")
+                self._warn("alias_target_unknown", str(address), f"there is no {unknown}")
         if settled.accounts or settled.external:
             return Resolution(settled.accounts, settled.external)
         if settled.circular:
@@ -296,10 +299,15 @@ class Directory:
         for source, text in rows:
             good, bad = aliases.split_destinations(str(text))
             if bad:
-                self._log.warning("alias_destination_invalid", rcpt_to=source, reason=f"not an address: {bad[0]}")
+                self._warn("alias_destination_invalid", str(source), f"not an address: {bad[0]}")
             key = str(source).strip().lower()
             by_source[key] = tuple(dict.fromkeys((*by_source.get(key, ()), *good)))
         return by_source
+
+    def _warn(self, event: str, rcpt_to: str, reason: str) -> None:
+        if (rcpt_to, reason) not in self._warned and len(self._warned) < _MAX_WARNINGS:
+            self._warned.add((rcpt_to, reason))
+            self._log.warning(event, rcpt_to=rcpt_to, reason=reason)
 
     def _user_of(self, row: Row) -> _User:
         user_id, email, password, settings_email, quota_octets = row

@@ -125,6 +125,16 @@ async def test_a_circle_of_aliases_is_an_error(open_directory: OpenDirectory, re
         await directory.resolve(parse_address("a@example.test"))
 
 
+async def test_a_destination_that_does_not_exist_is_logged_once_and_the_others_served(
+    open_directory: OpenDirectory, registry: Registry, caplog: pytest.LogCaptureFixture
+):
+    registry.add_alias("info@example.test", ["alice@example.test", "gone@example.test"])
+    directory = await open_directory()
+    for _ in range(3):
+        assert await resolved(directory, "info@example.test") == (["alice@example.test"], [])
+    assert [r.getMessage() for r in caplog.records].count("alias_target_unknown") == 1
+
+
 async def test_more_targets_than_allowed_is_an_error(open_directory: OpenDirectory, registry: Registry):
     registry.add_alias("all@example.test", [f"u{i}@elsewhere.test" for i in range(5)])
     assert len((await resolved(await open_directory(max_alias_targets=5), "all@example.test"))[1]) == 5
