@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import socket
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
 
 MAX_ANSWER_OCTETS = 64 * 1024 * 1024
 _READ_OCTETS = 65_536
@@ -29,6 +31,9 @@ class NotRunning(ControlUnavailable):
 
 def call(path: Path, action: str, arguments: Mapping[str, object] | None = None, *, timeout_s: float = 30.0) -> object:
     """The result of `action`. Raises ControlError, ControlUnavailable."""
+    import json
+    import socket
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
         s.settimeout(timeout_s)
         try:

@@ -6,7 +6,6 @@ prints exactly one document on standard output: a list of objects for a table, a
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -56,6 +55,8 @@ class Output:
             print(f"pymxctl: {text}", file=sys.stderr)
 
     def _dump(self, document: object) -> None:
+        import json
+
         json.dump(document, sys.stdout, default=str, ensure_ascii=False)
         print()
 

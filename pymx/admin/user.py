@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 
 from pymx.accounts.registry import Registry
 from pymx.admin.accounts import read_password, registry
 from pymx.admin.context import Context, CtlError, Exit
-from pymx.mail.address import parse_address
+from pymx.mail.address import Address, parse_address
 from pymx.ms.errors import InvalidName
 from pymx.ms.owner import Owner
 
@@ -144,6 +145,7 @@ def _put_aside(context: Context, email: str) -> Path | None:
         source = Path(os.fsdecode(Owner(address.domain, address.local_part).path(os.fsencode(root))))
     except InvalidName:
         return None  # the store gives such a name no mailbox
+    _drop_index(context, address)
     if not source.is_dir():
         return None
     directory = root / ".removed" / address.domain.lower()
@@ -158,6 +160,13 @@ def _put_aside(context: Context, email: str) -> Path | None:
             f"the mail of {email} could not be moved from {source} to {directory}: {e.strerror}; move it by hand"
         ) from None
     return target
+
+
+def _drop_index(context: Context, address: Address) -> None:
+    """The cache that lies apart from the mail: it would tell the next user of the name about it."""
+    if context.config.mail.index_dir:
+        owner = Owner(address.domain, address.local_part)
+        shutil.rmtree(owner.path(os.fsencode(context.config.mail.index_dir)), ignore_errors=True)
 
 
 def _free(directory: Path, name: str) -> Path:

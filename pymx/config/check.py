@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pymx.config.model import Config
 
@@ -75,14 +74,16 @@ def _database(config: Config) -> Iterator[str]:
     if config.database.url_file:
         yield from _readable("[database] url_file", config.database.url_file)
         return
-    scheme = urlsplit(url).scheme
+    scheme, _, rest = url.partition("://")
+    scheme = scheme.partition("+")[0].lower()
     if scheme == "sqlite":
-        if not url.startswith("sqlite:////"):
+        if not rest.startswith("//"):
             yield _error("[database] url", url, "expected an absolute path: sqlite:////var/lib/pymx/pymx.sqlite")
     elif scheme not in ("mysql", "mariadb"):
         # not the URL: it may hold a password
-        yield _error("[database] url", f"{scheme}://…", "expected sqlite:///PATH or mysql://USER:PASSWORD@HOST/NAME")
-    elif not urlsplit(url).path.strip("/"):
+        shown = f"{scheme}://…" if "@" in url else url
+        yield _error("[database] url", shown, "expected sqlite:///PATH or mysql://USER:PASSWORD@HOST/NAME")
+    elif not rest.partition("?")[0].partition("/")[2]:
         yield _error("[database] url", f"{scheme}://…", "names no database; expected mysql://USER:PASSWORD@HOST/NAME")
 
 

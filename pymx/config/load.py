@@ -5,7 +5,6 @@ Raises `ConfigError` (unreadable file, bad TOML, unknown key, wrong type); nothi
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from pathlib import Path
@@ -50,6 +49,8 @@ def _explain(message: str, data: dict[str, Any]) -> str:
     """msgspec's error with the key in the config's own notation."""
     unknown = _UNKNOWN.search(message)
     if unknown:
+        import difflib  # not needed for a good config
+
         section, key = unknown[2] or "", unknown[1]
         where = f"[{section}] {key}" if section else key
         close = difflib.get_close_matches(key, _known_keys(section), n=1)

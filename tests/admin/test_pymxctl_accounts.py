@@ -279,6 +279,17 @@ def test_the_next_user_of_the_name_never_sees_the_mail_of_the_first(appliance):
     assert len(list((appliance.root / ".removed" / "example.test").iterdir())) == 2
 
 
+def test_an_index_apart_from_the_mail_is_dropped(appliance, tmp_path: Path):
+    appliance.config.write_text(
+        appliance.config.read_text().replace("[mail]", f'[mail]\nindex_dir = "{tmp_path}/index"')
+    )
+    index = tmp_path / "index" / "example.test" / "alice"
+    index.mkdir(parents=True)
+    (index / "pymx-index.sqlite").write_text("what the mail was about")
+    appliance.ok("user", "remove", EMAIL)
+    assert not index.exists()
+
+
 def test_a_stop_between_the_row_and_the_move_is_made_up_for(appliance):
     """What `user remove` does first is all that has happened."""
     path = mailbox(appliance)
