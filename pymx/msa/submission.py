@@ -23,7 +23,6 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Protocol
 
 from pymx import log
@@ -191,11 +190,6 @@ class Submission:
         except (KeyUnusable, OSError) as e:
             _log.error("dkim_key_unusable", reason=str(e))
             raise SmtpError(replies.TEMPORARY_FAILURE, f"not signed: {e}") from None
-
-
-def key_complaint(path: Path, reason: str) -> None:
-    """For `Signer(complain=…)`: a key file that changed can't be read, the keys loaded before stay in use."""
-    _log.error("dkim_key_unusable", path=str(path), reason=reason)
 
 
 class SubmissionTransaction:
