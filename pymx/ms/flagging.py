@@ -8,56 +8,74 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pymx.mail.flags import DELETED, PASSED, SEEN
 from pymx.ms import letters, names
 from pymx.ms.box import Box, Hold
 from pymx.ms.index import FLAGGED
-from pymx.ms.rows import MessageRow, select
+from pymx.ms.rows import COLUMNS, MessageRow, select
 
 HOLD_MESSAGES = 1000
 
 
-def store(
-    box: Box, uids: Sequence[int], mode: str, flags: int, keywords: Sequence[str], unchanged_since: int | None
-) -> tuple[list[MessageRow], list[int], set[int]]:
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What STORE asks for; `mode` is set, add or remove."""
+
+    mode: str
+    flags: int
+    keywords: Sequence[str]
+    unchanged_since: int | None = None
+
+
+def store(box: Box, uids: Sequence[int], change: Change) -> tuple[list[MessageRow], list[int], set[int]]:
     """Change flags; the rows as they are now, UIDs left alone by `unchanged_since`, and the modseqs given."""
     rows: list[MessageRow] = []
     modified: list[int] = []
     given: set[int] = set()
     for start in range(0, len(uids), HOLD_MESSAGES):
-        part = uids[start : start + HOLD_MESSAGES]
-        missed = False
-        for full in (False, True):
-            with Hold(box, full=full) as hold:
-                if mode == "remove":
-                    bits = letters.known_bits(hold.db, hold.row, keywords)
-                else:
-                    bits = letters.bits(hold, keywords)
-                refused, missed = _store_part(hold, part, mode, flags, bits, unchanged_since)
-                found = select(hold.db, hold.row.low, part)
-                if hold.modseq:
-                    given.add(hold.modseq)
-            if not missed:
-                break
-        modified += refused
-        rows += found
-    if modified:
-        left = set(modified)
-        rows = [row for row in rows if row[0] not in left]
+        missed = _hold(box, uids[start : start + HOLD_MESSAGES], False, change, rows, modified, given)
+        if missed:
+            # A foreign program renamed them this very moment: list the directories, try the new names.
+            _hold(box, missed, True, change, rows, modified, given)
+            rows.sort()
     return rows, modified, given
 
 
+def _hold(
+    box: Box,
+    uids: Sequence[int],
+    full: bool,
+    change: Change,
+    rows: list[MessageRow],
+    modified: list[int],
+    given: set[int],
+) -> list[int]:
+    """One hold's work; the UIDs whose files were not where the rows say."""
+    with Hold(box, full=full) as hold:
+        if change.mode == "remove":
+            bits = letters.known_bits(hold.db, hold.row, change.keywords)
+        else:
+            bits = letters.bits(hold, change.keywords)
+        missed = _store_part(hold, uids, change, bits, rows, modified)
+        if hold.modseq:
+            given.add(hold.modseq)
+    return missed
+
+
 def _store_part(
-    hold: Hold, uids: Sequence[int], mode: str, flags: int, bits: int, unchanged_since: int | None
-) -> tuple[list[int], bool]:
-    row, missed = hold.row, False
+    hold: Hold, uids: Sequence[int], change: Change, bits: int, rows: list[MessageRow], modified: list[int]
+) -> list[int]:
+    mode, flags, since = change.mode, change.flags, change.unchanged_since
+    low, missed, given = hold.row.low, [], 0
     updates: list[tuple[int, int, int, bytes, int]] = []
-    modified: list[int] = []
-    for uid, modseq, old_flags, old_bits, in_new, name in select(
-        hold.db, row.low, uids, columns="id & 4294967295, modseq, flags, keywords, in_new, name"
-    ):
-        if unchanged_since is not None and modseq > unchanged_since:
+    touched: list[int] = []
+    unseen = deleted = 0
+    cur, new, rename = hold.box.cur + b"/", hold.box.new + b"/", hold.disk.rename
+    for row in select(hold.db, low, uids, columns=f"{COLUMNS}, in_new, name"):
+        uid, modseq, old_flags, old_bits, octets, date, saved, in_new, name = row
+        if since is not None and modseq > since:
             modified.append(uid)
             continue
         if mode == "add":
@@ -66,43 +84,39 @@ def _store_part(
             new_flags, new_bits = old_flags & ~flags, old_bits & ~bits
         else:
             new_flags, new_bits = flags | (old_flags & PASSED), bits
-        if (new_flags, new_bits) == (old_flags, old_bits):
+        if new_flags == old_flags and new_bits == old_bits:
+            rows.append(row[:7])
             continue
         fresh = names.with_flags(name, new_flags, new_bits)
-        if _rename(hold, name, in_new, fresh):
-            updates.append((new_flags, new_bits, uid, fresh, old_flags))
-        else:
-            missed = True
+        if in_new or fresh != name:
+            try:
+                rename((new if in_new else cur) + name, cur + fresh)
+            except FileNotFoundError:
+                missed.append(uid)
+                continue
+        given = given or hold.next_modseq()
+        updates.append((given, new_flags, new_bits, fresh, low | uid))
+        touched.append(uid)
+        rows.append((uid, given, new_flags, new_bits, octets, date, saved))
+        unseen += (not new_flags & SEEN) - (not old_flags & SEEN)
+        deleted += bool(new_flags & DELETED) - bool(old_flags & DELETED)
     if updates:
-        _write(hold, updates)
-    return modified, missed
+        hold.touched()
+        hold.db.executemany("UPDATE message SET modseq=?, flags=?, keywords=?, in_new=0, name=? WHERE id=?", updates)
+        hold.row.unseen += unseen
+        hold.row.deleted += deleted
+        hold.record_change(touched, FLAGGED)
+    return missed
 
 
-def _rename(hold: Hold, name: bytes, in_new: int, fresh: bytes) -> bool:
-    """False if the file is not where the row says: a foreign program moved it this very moment."""
-    box = hold.box
-    source = os.path.join(box.new if in_new else box.cur, name)
-    target = os.path.join(box.cur, fresh)
-    if source == target:
-        return True
+def _rename(hold: Hold, name: bytes, fresh: bytes) -> bool:
+    """From `new/` to `cur/`; False if a foreign program was faster."""
     try:
-        hold.disk.rename(source, target)
+        hold.disk.rename(os.path.join(hold.box.new, name), os.path.join(hold.box.cur, fresh))
     except FileNotFoundError:
         return False
     hold.touched()
     return True
-
-
-def _write(hold: Hold, updates: list[tuple[int, int, int, bytes, int]]) -> None:
-    row, modseq = hold.row, hold.next_modseq()
-    hold.db.executemany(
-        "UPDATE message SET modseq=?, flags=?, keywords=?, in_new=0, name=? WHERE id=?",
-        [(modseq, flags, bits, name, row.low | uid) for flags, bits, uid, name, _ in updates],
-    )
-    for flags, _, _, _, old in updates:
-        row.unseen += (not flags & SEEN) - (not old & SEEN)
-        row.deleted += bool(flags & DELETED) - bool(old & DELETED)
-    hold.record_change([u[2] for u in updates], FLAGGED)
 
 
 def claim_new(box: Box) -> int:
@@ -117,7 +131,7 @@ def claim_new(box: Box) -> int:
             moved = []
             for message, name in found:
                 fresh = names.with_flags(name, *names.flags_of(name))
-                if _rename(hold, name, 1, fresh):
+                if _rename(hold, name, fresh):
                     moved.append((fresh, message))
             hold.db.executemany("UPDATE message SET name=?, in_new=0 WHERE id=?", moved)
             row.first_recent = row.uidnext

@@ -227,8 +227,9 @@ class Mailbox:
     ) -> Stored:
         """Change flags; what this session changed is not told again by `refresh`."""
         self._writable()
+        change = flagging.Change(mode, flags, keywords, unchanged_since)
         found, modified, given = await self._run(
-            lambda _: flagging.store(self._box, uids, mode, flags, keywords, unchanged_since),
+            lambda _: flagging.store(self._box, uids, change),
             bulk=len(uids) > _BULK_MESSAGES,
         )
         self._own_modseqs |= given

@@ -335,8 +335,8 @@ def materialise(state: State, old_root: bytes, new_root: bytes) -> None:
             with open(target, "wb") as file:
                 file.write(state.tree.data.get(node, b""))
             made[node] = target
-            if state.cut and target.endswith(b".lock"):
-                os.utime(target, (0, 0))  # from before the machine started
+            if target.endswith(b".lock") and (state.cut or not state.tree.data.get(node)):
+                os.utime(target, (0, 0))  # from before the machine started, or empty for long
     for path, data in state.index.items():
         if os.path.isdir(os.path.dirname(moved(path))):
             with open(moved(path), "wb") as file:

@@ -185,7 +185,7 @@ def do_append_then_lose(there: Account, disk: Recorder) -> None:
 
 def do_store(there: Account, disk: Recorder) -> None:
     found = uids(there, BOX)
-    flagging.store(there.box(BOX), list(found.values()), "add", 1, ["$Important"], None)
+    flagging.store(there.box(BOX), list(found.values()), flagging.Change("add", 1, ["$Important"]))
     disk.ack(Keyword(BOX, "$Important"))
 
 
@@ -193,7 +193,7 @@ def do_expunge(there: Account, disk: Recorder) -> None:
     box = there.box(INBOX)
     found = uids(there, INBOX)
     disk.ack(Going("old1", INBOX))
-    flagging.store(box, [found["old1"]], "add", 8, [], None)
+    flagging.store(box, [found["old1"]], flagging.Change("add", 8, []))
     removing.expunge(box, list(found.values()), only_deleted=True)
     disk.ack(Gone("old1", INBOX))
 
