@@ -31,7 +31,7 @@ from pathlib import Path
 import msgspec
 
 from pymx import __version__, log, metrics
-from pymx.accounts.account import SchemaError
+from pymx.accounts.account import AccountsError
 from pymx.accounts.authenticate import Authenticator
 from pymx.accounts.directory import Directory
 from pymx.admin.control import Control
@@ -39,7 +39,6 @@ from pymx.config.check import check
 from pymx.config.load import ConfigError, load
 from pymx.config.model import Config
 from pymx.imapd.server import ImapServer
-from pymx.mail.address import Address, parse_address
 from pymx.mail.envelope import Envelope, Listener
 from pymx.mailauth.dkim.sign import Signer
 from pymx.mda.deliver import Mda
@@ -55,6 +54,7 @@ from pymx.net.peers import Peers
 from pymx.net.sessions import Sessions
 from pymx.net.tls import Certificates, PemError, apply_asyncio_tls_buffer
 from pymx.proto.imap.render import render
+from pymx.queue.item import Report
 from pymx.queue.manager import Manager
 from pymx.queue.queue import Queue
 from pymx.resolver.resolver import Resolver
@@ -198,7 +198,7 @@ def _run_process(site: Site, role: str, ready: Callable[[], None]) -> int:
     try:
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
             return runner.run(Process(site, role).run(ready))
-    except (SchemaError, StartError) as e:
+    except (AccountsError, StartError) as e:
         log.get("app").error("start_failed", reason=str(e))
         return 1
     finally:
@@ -241,7 +241,11 @@ class Process:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         async with contextlib.AsyncExitStack() as stack:
             directory = Directory(
-                config.database, config.accounts, delimiter=config.mail.subaddress_delimiter, hostname=config.hostname
+                config.database,
+                config.accounts,
+                delimiter=config.mail.subaddress_delimiter,
+                hostname=config.hostname,
+                default_quota_octets=config.mail.default_quota_mb * 1024 * 1024,
             )
             stack.push_async_callback(directory.close)
             await directory.start()
@@ -258,8 +262,14 @@ class Process:
             dispatch = Dispatch(
                 directory, mda, queue, hostname=config.hostname, delimiter=config.mail.subaddress_delimiter
             )
+
+            async def submit(envelope: Envelope, content: Content) -> None:
+                await dispatch.submit(envelope, content)
+
+            bounce = Bounce(submit, hostname=config.hostname)
+            dispatch.delivered = bounce.delivered
             if self._role in ("all", "runner"):
-                await self._start_runner(stack, directory, peers, queue, dispatch)
+                await self._start_runner(stack, directory, peers, queue, dispatch, bounce)
             if self._role in ("all", "session"):
                 await self._start_sessions(stack, directory, store, mda, dispatch)
             self._log.info("process_started", version=__version__, event_loop=type(loop).__module__.split(".")[0])
@@ -345,26 +355,28 @@ class Process:
         self._servers += [Server(name, sock, factory, ssl=tls) for sock in self._site.sockets.get(name, ())]
 
     async def _start_runner(
-        self, stack: contextlib.AsyncExitStack, directory: Directory, peers: Peers, queue: Queue, dispatch: Dispatch
+        self,
+        stack: contextlib.AsyncExitStack,
+        directory: Directory,
+        peers: Peers,
+        queue: Queue,
+        dispatch: Dispatch,
+        bounce: Bounce,
     ) -> None:
         config = self._config
         resolver = Resolver(config.dns)
         deliver = Deliver(resolver, config.outbound, config.hostname, own_addresses=_own_addresses(config))
         stack.push_async_callback(deliver.close)
 
-        async def submit(envelope: Envelope, content: Content) -> None:
-            await dispatch.submit(envelope, content)
+        async def gave_up(report: Report) -> None:
+            # a stranger's message for a mailbox here goes whole to the postmaster; our own users get a DSN
+            if not await dispatch.gave_up(report):
+                await bounce.gave_up(report)
 
-        postmaster = config.accounts.postmaster
-        bounce = Bounce(
-            submit,
-            hostname=config.hostname,
-            postmaster=parse_address(postmaster) if postmaster else Address("postmaster", ""),
-        )
         manager = Manager(
             queue,
             deliver.attempt,
-            bounce.gave_up,
+            gave_up,
             bounce.delayed,
             local_attempt=lambda attempt: dispatch.deliver_queued(attempt.queue_id, attempt.envelope, attempt.content),
             delivered=bounce.delivered,

@@ -236,6 +236,7 @@ def test_folders_live_through_imaplib(server: Appliance) -> None:
         assert imap.append("Projects.2026", "(\\Flagged kw1)", None, b"Subject: kept\r\n\r\nx\r\n")[0] == "OK"
         assert imap.select("Projects.2026")[0] == "OK"
         assert imap.copy("1", "Archive")[0] == "OK"
+        assert imap.unselect()[0] == "OK"
         assert imap.rename("Projects.2026", "Done")[0] == "OK"
         assert imap.subscribe("Done")[0] == "OK"
         assert any(b"Done" in line for line in imap.lsub()[1])

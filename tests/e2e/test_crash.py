@@ -131,7 +131,6 @@ def test_kill_9_under_load_loses_nothing_acknowledged(
     doubled_out = sum(n - 1 for n in sent().values() if n > 1)
     with capsys.disabled():
         print(
-            f"\n{rounds} kills: acknowledged {len(load.acknowledged["in"])} deliveries and "
-            f"{len(load.acknowledged["out"])} submissions, "
-            f"acknowledged, none lost; sent twice to the remote: {doubled_out}"
+            f"\n{rounds} kills: acknowledged {len(load.acknowledged['in'])} deliveries and "
+            f"{len(load.acknowledged['out'])} submissions, none lost; sent twice to the remote: {doubled_out}"
         )

@@ -178,8 +178,10 @@ class Appliance:
             client.login(self.address(user), password)
             yield client
         finally:
-            with contextlib.suppress(OSError, imaplib.IMAP4.error):
+            try:
                 client.logout()
+            except (OSError, imaplib.IMAP4.error):
+                client.shutdown()  # the connection was already gone
 
     def address(self, user: str) -> str:
         return user if "@" in user else f"{user}@{self.domain}"

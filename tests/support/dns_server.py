@@ -118,7 +118,9 @@ class DnsServer:
         """Add records to a name; rdata in master file form, names in it absolute without the final dot."""
         owner = dns.name.from_text(name)
         kind = dns.rdatatype.from_text(rdtype)
-        parsed = [dns.rdata.from_text(dns.rdataclass.IN, kind, r, origin=dns.name.root) for r in rdata]
+        parsed = [
+            dns.rdata.from_text(dns.rdataclass.IN, kind, r, origin=dns.name.root, relativize=False) for r in rdata
+        ]
         with self._lock:
             rrset = self._records.setdefault((owner, kind), dns.rrset.RRset(owner, dns.rdataclass.IN, kind))
             for record in parsed:
