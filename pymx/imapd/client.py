@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pymx.imapd.server import ImapServer
 
 CHUNK = 65_536
+MAX_KEPT_OCTETS = 67_108_864  # of messages being fetched piece by piece, all sessions of a listener together
 _SYSTEM_FLAGS = b"\\Answered \\Flagged \\Deleted \\Seen \\Draft"
 
 
@@ -118,9 +119,29 @@ class Client:
 
     def unselect(self) -> None:
         mailbox, self.mailbox = self.mailbox, None
-        self.kept = None
+        self.forget_message()
         if mailbox is not None:
             mailbox.close()
+
+    def enable_condstore(self) -> None:
+        """RFC 7162 s. 3.1: from now on every FETCH response that tells flags has the MODSEQ."""
+        if self.condstore:
+            return
+        self.condstore = True
+        if self.mailbox is not None:
+            self.write(b"* OK [HIGHESTMODSEQ %d] Highest.\r\n" % self.mailbox.highestmodseq)
+
+    def keep_message(self, uid: int, octets: bytes) -> None:
+        """Hold a large message for the next piece of it, as long as all sessions together hold little enough."""
+        self.forget_message()
+        if self.server.kept_octets + len(octets) <= MAX_KEPT_OCTETS:
+            self.kept = (uid, octets)
+            self.server.kept_octets += len(octets)
+
+    def forget_message(self) -> None:
+        if self.kept is not None:
+            self.server.kept_octets -= len(self.kept[1])
+            self.kept = None
 
     async def reopen(self, name: str) -> None:
         """The selected mailbox has a new name: go on with it, and tell what changed on the way."""
@@ -201,7 +222,7 @@ class Client:
     def _write_changes(self, changes: Changes) -> None:
         if changes.expunged:
             self.write(b"".join([b"* %d EXPUNGE\r\n" % number for number in changes.expunged]))
-            self.kept = None
+            self.forget_message()
         if changes.keywords_changed:
             self.write_flags()
         if changes.arrived:

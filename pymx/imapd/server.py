@@ -51,6 +51,7 @@ class ImapServer:
         self.sessions = sessions
         self.spool_dir = spool_dir or Path(mail.root)
         self.namespace = Namespace(mail.prefix, store.separator)
+        self.kept_octets = 0  # see Client.keep_message
         self.log = log.get("imapd")
         self.capabilities = capability.after_login(mail.max_message_octets)
 

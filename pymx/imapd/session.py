@@ -139,7 +139,7 @@ class Session(asyncio.Protocol):
     # --- Wire
 
     def send(self, data: bytes) -> None:
-        if self._transport is not None and not self._gone:
+        if self._transport is not None and not self._gone and not self._transport.is_closing():
             self._transport.write(data)
             self._last_output = self._loop.time()
 
@@ -231,17 +231,14 @@ class Session(asyncio.Protocol):
             client.write(b"* OK Still here\r\n")
             client.flush()
         elif client.kept is not None and silent > KEEP_MESSAGE_S:
-            client.kept = None
+            client.forget_message()
 
     def shutdown(self) -> None:
         """BYE now, or after the command that runs."""
-        if self._task is None:
+        if self._task is None or self._line is not None:
             self._bye("Server is shutting down.", "shutdown")
         else:
             self._client.leaving = self._client.leaving or "shutdown"
-            if self._line is not None and not self._line.done():
-                self._gone = True
-                self._line.set_result(None)
 
     def _bye(self, text: str, reason: str) -> None:
         if self._ended:

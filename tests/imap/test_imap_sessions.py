@@ -161,6 +161,7 @@ async def test_shutdown_says_bye_at_once(rig: Rig) -> None:
     assert await rig.sessions.drain(5) == 0
     assert await ended(clients[0]) == [b"* BYE Server is shutting down."]
     assert await ended(clients[1]) == [b"* BYE Server is shutting down."]
+    assert await ended(clients[2]) == [b"* BYE Server is shutting down."]
     for client in clients:
         await client.close()
 

@@ -1,8 +1,8 @@
 """FETCH (RFC 3501 s. 6.4.5), streamed: rows in batches, messages one at a time, the network in pieces of 64 KB.
 
 What needs only rows of the store goes through `RowFormat`. Octets of a message follow the row's items in the same
-response. A large message as a whole is never in memory; one that is fetched piece by piece (`BODY[]<o.n>`) is kept
-between the commands, up to MAX_KEPT octets.
+response. A large message asked for as a whole is never in memory; one that is fetched piece by piece (`BODY[]<o.n>`) is
+kept between the commands for a while.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pymx.proto.imap.rows import Row, RowFormat, numbers
 from pymx.proto.imap.section import extract
 
 LARGE = 262_144  # octets from which a whole message is streamed
-MAX_KEPT = 67_108_864
 _END_OF_HEADER = b"\r\n\r\n"
 
 # The store's iterators are generators; they are closed where a loop may end early.
@@ -54,7 +53,8 @@ async def fetch(client: Client, arguments: Fetch) -> bytes:
     mailbox = client.selected
     uids = client.resolve(arguments.messages, by_uid=arguments.by_uid)
     plan = _Plan(client, arguments)
-    client.condstore = client.condstore or "MODSEQ" in plan.row_items
+    if "MODSEQ" in plan.row_items:
+        client.enable_condstore()
     view = mailbox.uids
     seen = 0
     tail = b"" if plan.needs_message else b")\r\n"
@@ -83,15 +83,17 @@ async def _with_messages(client: Client, plan: _Plan, form: RowFormat, rows: Seq
         rows, newly_seen = await _set_seen(client, rows)
     heads = form.lines(numbers(client.selected.uids, rows), rows)
     by_uid = {row[0]: (row, head) for row, head in zip(rows, heads, strict=True)}
-    tell_flags = "FLAGS" not in plan.row_items
     async with aclosing(cast(_Messages, client.selected.messages([row[0] for row in rows]))) as messages:
         async for uid, message in messages:
             if message is None:
                 continue  # gone since; an EXPUNGE will tell
             row, head = by_uid[uid]
-            if uid in newly_seen and tell_flags:
+            if uid in newly_seen:
                 # s. 6.4.5: if the flag changes, it is part of the response
-                head = _joined(head, form.flags(row))
+                if "FLAGS" not in plan.row_items:
+                    head = _joined(head, form.flags(row))
+                if client.condstore and "MODSEQ" not in plan.row_items:
+                    head = _joined(head, b"MODSEQ (%d)" % row[1])
             await _write_message(client, plan, head, uid, message)
             await client.drain()
 
@@ -108,6 +110,7 @@ async def _set_seen(client: Client, rows: Sequence[Row]) -> tuple[Sequence[Row],
 
 
 def _joined(head: bytes, item: bytes) -> bytes:
+    """Another item behind those that are there (none: `head` ends with the parenthesis)."""
     return head + item if head.endswith(b"(") else b"%b %b" % (head, item)
 
 
@@ -117,30 +120,37 @@ async def _write_message(client: Client, plan: _Plan, head: bytes, uid: int, mes
         await _stream(client, _joined(head, single.label), message)
         return
     octets = await _octets(client, plan, uid, message)
-    parts = [head]
     part: Part | None = None
     if plan.structure or sum(1 for body in plan.bodies if body.section.path) > 1:
         part = parse(octets)
-    if plan.structure:
-        assert part is not None
-        parts = [_joined(head, b"BODY " + bodystructure(part, extended=False))]
+    if part is not None and plan.structure:
+        head = _joined(head, b"BODY " + bodystructure(part, extended=False))
     for body in plan.bodies:
-        last = parts.pop()
-        parts.append(_joined(last, body.label + b" ") if not parts else b"%b %b " % (last, body.label))
-        parts.append(_value(octets, body, part))
-    parts.append(b")\r\n")
-    client.write(b"".join(parts))
+        await _write_value(client, _joined(head, body.label), _value(octets, body, part))
+        head = b""
+    client.write(b"%b)\r\n" % head)
 
 
-def _value(octets: bytes, body: BodyItem, part: Part | None) -> bytes:
-    """A body item's octets as a literal, or NIL."""
+async def _write_value(client: Client, head: bytes, value: bytes | None) -> None:
+    """A body item as a literal, or NIL; in pieces, so that many large items of a response are not one large write."""
+    if value is None:
+        client.write(head + b" NIL")
+        return
+    if len(value) <= CHUNK:
+        client.write(b"%b {%d}\r\n%b" % (head, len(value), value))
+        return
+    client.write(b"%b {%d}\r\n" % (head, len(value)))
+    for start in range(0, len(value), CHUNK):
+        client.write(value[start : start + CHUNK])
+        await client.drain()
+
+
+def _value(octets: bytes, body: BodyItem, part: Part | None) -> bytes | None:
     found = octets if body.whole else extract(octets, body.section, part)
-    if found is None:
-        return b"NIL"
-    if body.partial is not None:
+    if found is not None and body.partial is not None:
         offset, length = body.partial
-        found = found[offset : offset + length]
-    return b"{%d}\r\n%b" % (len(found), found)
+        return found[offset : offset + length]
+    return found
 
 
 async def _octets(client: Client, plan: _Plan, uid: int, message: StoredMessage) -> bytes:
@@ -158,7 +168,7 @@ async def _octets(client: Client, plan: _Plan, uid: int, message: StoredMessage)
     if client.kept is not None and client.kept[0] == uid:
         return client.kept[1]
     octets = await message.read()
-    client.kept = (uid, octets) if len(octets) <= MAX_KEPT else None
+    client.keep_message(uid, octets)
     return octets
 
 

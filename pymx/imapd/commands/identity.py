@@ -19,7 +19,8 @@ async def identify(client: Client, arguments: Id) -> bytes:
 async def enable(client: Client, arguments: Enable) -> bytes:
     enabled = b""
     if "CONDSTORE" in arguments.capabilities and not client.condstore:
-        client.condstore = True
         enabled = b" CONDSTORE"
     client.write(b"* ENABLED%b\r\n" % enabled)
+    if enabled:
+        client.enable_condstore()
     return b"OK Enabled."

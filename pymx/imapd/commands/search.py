@@ -20,7 +20,8 @@ async def search(client: Client, arguments: Search) -> bytes:
         positions = messages.uids(view) if by_uid else messages.numbers(view)
         return tuple((view[start], view[stop - 1]) for start, stop in positions)
 
-    client.condstore = client.condstore or arguments.modseq
+    if arguments.modseq:
+        client.enable_condstore()
     uids = await mailbox.search(resolve(arguments.key, ranges))
     found = uids if arguments.by_uid else [bisect_left(view, uid) + 1 for uid in uids]
     modseq = 0

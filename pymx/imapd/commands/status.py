@@ -16,7 +16,7 @@ async def status(client: Client, arguments: StatusOf) -> bytes:
 async def write_status(client: Client, name: str, items: Sequence[str]) -> None:
     """One STATUS response; `name` is the store's."""
     if "HIGHESTMODSEQ" in items:
-        client.condstore = True  # RFC 7162 s. 3.1: one of the commands that enable it
+        client.enable_condstore()
     found = await client.server.store.status(client.account, name)
     values = {
         "MESSAGES": found.messages,

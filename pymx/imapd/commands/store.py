@@ -15,7 +15,8 @@ async def store(client: Client, arguments: StoreFlags) -> bytes:
     uids = client.resolve(arguments.messages, by_uid=arguments.by_uid)
     if mailbox.read_only:
         raise No("Mailbox is open read-only", code="NOPERM")
-    client.condstore = client.condstore or arguments.unchanged_since is not None
+    if arguments.unchanged_since is not None:
+        client.enable_condstore()
     before = [name for name in mailbox.keywords if name]
     stored = await mailbox.store_flags(
         uids, arguments.mode, arguments.flags, arguments.keywords, unchanged_since=arguments.unchanged_since
