@@ -6,10 +6,11 @@ because no octet is looked at again by a deeper level: the only search is for "L
 open boundaries at once, the longest first.
 
 Limits: MAX_DEPTH levels (what lies deeper is one opaque application/octet-stream), MAX_PARTS parts (what follows is
-epilogue), MAX_FIELDS fields per header, MAX_PARAMETERS parameters per field, MAX_BOUNDARY octets per boundary.
+epilogue), MAX_HEADER octets and MAX_FIELDS fields per header, MAX_PARAMETERS parameters per field, MAX_BOUNDARY octets
+per boundary.
 
-A part without line end before the delimiter ends at the delimiter; the CRLF before a delimiter is the delimiter's
-(RFC 2046 s. 5.1.1). A delimiter line also ends a header that has no empty line.
+The line end before a delimiter is the delimiter's (RFC 2046 s. 5.1.1), even where it is a header's empty line. A
+delimiter also ends a header that has no empty line; one that is the last line of a torn message opens no part.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 
 MAX_DEPTH = 32
 MAX_PARTS = 1000
+MAX_HEADER = 1024 * 1024  # octets of one header that are looked at
 MAX_FIELDS = 10_000
 MAX_PARAMETERS = 200
 MAX_BOUNDARY = 255
@@ -163,7 +165,7 @@ def scan_fields(block: bytes, names: frozenset[bytes]) -> dict[bytes, list[bytes
 
     Line ends may be CRLF or LF; folding is undone by dropping the line end (RFC 5322 s. 2.2.3).
     """
-    text = block.replace(b"\r\n", b"\n")
+    text = block[:MAX_HEADER].replace(b"\r\n", b"\n")
     if b"\n " in text or b"\n\t" in text:
         text = text.replace(b"\n ", b" ").replace(b"\n\t", b"\t")
     found: dict[bytes, list[bytes]] = {}
@@ -298,7 +300,7 @@ class _Scanner:
         """The part that starts at `start`, and the delimiter that ended it (None: the end of the data)."""
         self._count += 1
         header_end, body_start, stop = self._header(start)
-        fields = scan_fields(self._data[start:header_end], names)
+        fields = scan_fields(self._data[start : min(header_end, start + MAX_HEADER)], names)
         part = Part(start, header_end, body_start, fields=fields)
         self._classify(part, digest=digest)
         if stop is not None:

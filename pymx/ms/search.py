@@ -24,7 +24,7 @@ from typing import Protocol
 from pymx.mail import search
 from pymx.mail.date import parse_date
 from pymx.mail.header import split_head
-from pymx.mail.mime import Part, parse
+from pymx.mail.mime import MAX_HEADER, Part, parse
 from pymx.mail.search import Criterion
 from pymx.mail.text import MAX_BODY, charset_of, decode_body, decode_header, fold, html_to_text
 
@@ -323,8 +323,8 @@ def _is_plain(octets: bytes) -> bool:
 
 
 def _unfold(header: bytes) -> bytes:
-    """A header block without its folding, with LF before each field."""
-    return b"\n" + header.replace(b"\r\n", b"\n").replace(b"\n ", b" ").replace(b"\n\t", b"\t")
+    """A header block (its first MAX_HEADER octets) without its folding, with LF before each field."""
+    return b"\n" + header[:MAX_HEADER].replace(b"\r\n", b"\n").replace(b"\n ", b" ").replace(b"\n\t", b"\t")
 
 
 def _header_text(header: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -104,6 +105,16 @@ def test_parts_beyond_the_limit_are_not_listed() -> None:
 def test_fields_beyond_the_limit_are_not_read() -> None:
     header = b"X: y\r\n" * (mime.MAX_FIELDS + 1) + b"Subject: late\r\n"
     assert scan_fields(header, frozenset({b"subject"})) == {}
+
+
+def test_a_header_of_many_megabytes_is_not_copied_whole() -> None:
+    message = b"Subject: x\r\n" + b"X: y\r\n" * (8 * MEGABYTE // 6)
+    tracemalloc.start()
+    try:
+        parse(message)
+        assert tracemalloc.get_traced_memory()[1] < 6 * MEGABYTE
+    finally:
+        tracemalloc.stop()
 
 
 def _nested_multiparts(levels: int) -> bytes:

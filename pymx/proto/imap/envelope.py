@@ -5,6 +5,8 @@ octets outside ASCII go as literals, NUL as U+FFFD. Addresses are read tolerantl
 per field; what has no domain or no local part is completed with the words that Dovecot uses, since NIL there would
 mean a group.
 
+Deviation: a value of more than MAX_STRING octets is cut, since the index keeps what is made here.
+
 Fields that stand twice: of address fields all addresses are taken, of the others the last field counts, as in Dovecot.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain, islice
 
 from pymx.mail.mime import ENVELOPE_FIELDS, scan_fields
 from pymx.proto.imap import response
@@ -101,12 +104,10 @@ def _addresses(fields: Mapping[bytes, list[bytes]], name: bytes) -> bytes:
     values = fields.get(name)
     if not values:
         return b"NIL"
-    out: list[bytes] = []
-    for value in values:
-        for display, route, mailbox, host in addresses(value):
-            out.append(b"(%b %b %b %b)" % (nstring(display), nstring(route), nstring(mailbox), nstring(host)))
-            if len(out) >= MAX_ADDRESSES:
-                break
+    out = [
+        b"(%b %b %b %b)" % (nstring(display), nstring(route), nstring(mailbox), nstring(host))
+        for display, route, mailbox, host in islice(chain.from_iterable(map(addresses, values)), MAX_ADDRESSES)
+    ]
     return b"(" + b"".join(out) + b")" if out else b"NIL"
 
 
