@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pymx.proto.smtp import reply
 from pymx.proto.smtp.reply import Reply, SmtpError
-from pymx.smtpd.session import SessionEnd
-
-if TYPE_CHECKING:
-    from pymx.smtpd.session import Session
+from pymx.smtpd.session import Session, SessionEnd
 
 
 async def noop(session: Session, argument: str) -> Reply | None:

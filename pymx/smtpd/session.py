@@ -116,6 +116,8 @@ class Session(SMTP):
         self.engine.sessions.spawn(self._run())
 
     def data_received(self, data: bytes) -> None:
+        if self._finished:
+            return
         self._input += data
         self._received += len(data)
         if len(self._input) > _INPUT_HIGH_WATER and not self._reading_paused and not self._lost:

@@ -6,6 +6,7 @@ import smtplib
 
 import pytest
 from smtp_service import QUEUED, converse
+from support.wait import wait_for
 
 from pymx.mail.envelope import Listener
 from pymx.proto.smtp import reply
@@ -62,7 +63,7 @@ def test_one_reply_per_accepted_recipient(service):
             S: 221 2.0.0 Bye
             """,
         )
-    assert service.policy.closed_sessions[0][0].origin().protocol == "LMTP"
+    assert wait_for(lambda: service.policy.closed_sessions)[0][0].origin().protocol == "LMTP"
 
 
 @pytest.mark.parametrize(

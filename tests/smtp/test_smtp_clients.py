@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 from support.programs import require
+from support.wait import wait_for
 
 from pymx.config.model import Tls
 from pymx.mail.envelope import Listener
@@ -53,7 +54,7 @@ def test_swaks_on_port_25_with_starttls(smtp_service, context):
     service = smtp_service(tls=context)
     swaks(service.port, "--tls")
     assert b"Subject: by swaks" in service.policy.delivered[0].data
-    assert service.policy.closed_sessions[0][0].tls
+    assert wait_for(lambda: service.policy.closed_sessions)[0][0].tls
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN"])

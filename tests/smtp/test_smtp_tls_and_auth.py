@@ -150,7 +150,7 @@ def test_failed_handshake_ends_the_session(submission):
                 break
     (line,) = wait_for(lambda: service.events("smtp_session"))
     assert "TLS handshake failed" in str(line["reason"])
-    assert len(service.sessions) == 0
+    wait_for(lambda: len(service.sessions) == 0)
 
 
 def test_hang_up_during_the_handshake_ends_the_session(submission):

@@ -78,7 +78,7 @@ def _split(argument: str, keyword: str, bad_path: reply.Reply) -> tuple[Address 
     if argument[: len(keyword)].upper() != keyword:
         raise SmtpError(reply.SYNTAX_ERROR.with_text(f"Syntax: {keyword}<address> [parameters]"))
     try:
-        # RFC 5321 has no space after the colon; enough clients send one
+        # Deviation: RFC 5321 s. 3.3 allows no space after the colon, but enough clients send one
         path, rest = parse_path(argument[len(keyword) :].lstrip(" "))
     except AddressError as e:
         raise SmtpError(bad_path, str(e)) from None
