@@ -63,13 +63,13 @@ class Address:
         return domain_to_ascii(self.domain)
 
     def without_detail(self, delimiter: str) -> Address:
-        """The address with its subaddress removed (RFC 5233 s. 1): alice+x@d → alice@d."""
-        head, sep, _ = self.local_part.partition(delimiter)
+        """The address with its subaddress removed (RFC 5233 s. 1): alice+x@d → alice@d. No delimiter: as it is."""
+        head, sep, _ = self.local_part.partition(delimiter) if delimiter else (self.local_part, "", "")
         return Address(head, self.domain) if sep and head else self
 
     def detail(self, delimiter: str) -> str:
         """The subaddress: alice+x@d → x, or ""."""
-        head, sep, tail = self.local_part.partition(delimiter)
+        head, sep, tail = self.local_part.partition(delimiter) if delimiter else (self.local_part, "", "")
         return tail if sep and head else ""
 
 
