@@ -164,16 +164,16 @@ class Reader:
         except DBAPIError as e:
             self._raise_if_answered(e)
             if not e.connection_invalidated:
-                raise self._failed(e) from None
+                raise await self._failed(e) from None
         except (SQLAlchemyError, OSError, TimeoutError) as e:
-            raise self._failed(e) from None
+            raise await self._failed(e) from None
         try:  # the connection was dead; the pool has dropped its siblings too
             return await self._once(queries)
         except DBAPIError as e:
             self._raise_if_answered(e)
-            raise self._failed(e) from None
+            raise await self._failed(e) from None
         except (SQLAlchemyError, OSError, TimeoutError) as e:
-            raise self._failed(e) from None
+            raise await self._failed(e) from None
 
     async def _once(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
         if self._engine is None:
@@ -192,8 +192,10 @@ class Reader:
         if code in _ILLEGAL_MIX_OF_COLLATIONS:
             raise _NotRepresentable(str(e.orig)) from None
 
-    def _failed(self, e: Exception) -> DirectoryUnavailable:
+    async def _failed(self, e: Exception) -> DirectoryUnavailable:
         self._down_until = time.monotonic() + _REST_S
+        if self._engine and self._url and is_sqlite(self._url):
+            await self._engine.dispose()  # the file may have been replaced: open it anew
         reason = _reason(e)
         self._log.warning("database_unavailable", reason=reason)
         return DirectoryUnavailable(reason)
@@ -227,6 +229,7 @@ def _engine(url: URL, database: Database) -> AsyncEngine:
             skip_autocommit_rollback=True,
             pool_size=1,
             max_overflow=0,
+            pool_recycle=60,  # a file that was replaced is noticed
             pool_timeout=database.timeout_s,
             connect_args={"timeout": database.timeout_s},
         )

@@ -150,6 +150,10 @@ class Registry:
                 for user_id, email, password, settings_email, quota in connection.execute(statement)
             ]
 
+    def has_user(self, email: str) -> bool:
+        with self._reading() as connection:
+            return self._user_id(connection, _address(email).key) is not None
+
     def add_user(self, email: str, stored_password: str, quota_octets: int | None = None) -> str:
         """Returns the address as it was written."""
         address = _address(email)

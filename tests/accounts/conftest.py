@@ -39,12 +39,12 @@ async def open_directory(database: Database, registry: Registry) -> AsyncIterato
     opened: list[Directory] = []
 
     async def start(
-        *, database: Database = database, default_quota_octets: int = 0, hostname: str = "mx.example.test", **accounts
+        *, delimiter: str = "+", default_quota_octets: int = 0, hostname: str = "mx.example.test", **accounts
     ) -> Directory:
         directory = Directory(
             database,
             Accounts(**accounts),
-            delimiter="+",
+            delimiter=delimiter,
             hostname=hostname,
             default_quota_octets=default_quota_octets,
         )

@@ -75,6 +75,16 @@ async def test_detail_falls_back_to_the_user(open_directory: OpenDirectory, regi
         await directory.resolve(parse_address("nobody+x@example.test"))
 
 
+async def test_without_a_delimiter_there_are_no_details(open_directory: OpenDirectory):
+    directory = await open_directory(delimiter="")
+    alice = await directory.account("alice@example.test")
+    assert await resolved(directory, "alice@example.test") == (["alice@example.test"], [])
+    with pytest.raises(UnknownRecipient):
+        await directory.resolve(parse_address("alice+shop@example.test"))
+    assert await directory.may_send_as(alice, parse_address("alice@example.test"))
+    assert not await directory.may_send_as(alice, parse_address("alice+shop@example.test"))
+
+
 async def test_aliases_lead_to_mailboxes_here_and_addresses_elsewhere(
     open_directory: OpenDirectory, registry: Registry
 ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from support.mariadb import Database as MariaDatabase
@@ -166,6 +167,32 @@ async def test_a_schema_that_is_wrong_when_the_database_comes_back_defers(filled
         return False
 
     await wait_until(says_why)
+    await directory.close()
+
+
+async def test_a_damaged_sqlite_file_defers_and_a_restored_one_is_noticed(tmp_path: Path):
+    path = tmp_path / "pymx.sqlite"
+    database = Database(url=f"sqlite:///{path}", cache_s=0, negative_cache_s=0, stale_cache_s=0)
+    registry = Registry(database)
+    registry.add_domain("example.test")
+    registry.add_user("bob@example.test", make("geheim", 4))
+    registry.close()
+    good = path.read_bytes()
+    directory = new_directory(database)
+    await directory.start()
+    assert await answers(directory)
+    path.write_bytes(b"no database " * 1000)
+    for left in tmp_path.glob("pymx.sqlite-*"):
+        left.unlink()
+
+    async def is_silent() -> bool:  # what the open connection has in memory may answer once
+        return not await answers(directory)
+
+    await wait_until(is_silent, what="the damage is noticed")
+    restored = tmp_path / "restored"
+    restored.write_bytes(good)
+    restored.rename(path)
+    await wait_until(lambda: answers(directory), what="the directory answers again")
     await directory.close()
 
 
