@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pymx.accounts.registry import AliasEntry
+from pymx.accounts.registry import AliasEntry, Registry
 from pymx.admin.accounts import registry
 from pymx.admin.context import Context, Exit
 
@@ -35,8 +35,21 @@ def run(args: argparse.Namespace, context: Context) -> int:
         else:
             alias = accounts.remove_alias(args.source, args.destinations)
         context.accounts_changed()
+        if args.verb == "add":
+            _warn_of_hidden_user(alias, context, accounts)
     context.out.done(_sentence(alias), source=alias.source, destinations=list(alias.destinations))
     return Exit.OK
+
+
+def _warn_of_hidden_user(alias: AliasEntry, context: Context, accounts: Registry) -> None:
+    """An alias wins over the user of its name."""
+    if alias.source.startswith("@") or alias.source in map(str.lower, alias.destinations):
+        return
+    if accounts.has_user(alias.source):
+        context.out.warn(
+            f"{alias.source} is a user, whose mail goes to {', '.join(alias.destinations)} now and not to the mailbox; "
+            f"to keep a copy there: pymxctl alias add {alias.source} {alias.source}"
+        )
 
 
 def _sentence(alias: AliasEntry) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from pymx.accounts.registry import Registry
 from pymx.admin.accounts import read_password, registry
 from pymx.admin.context import Context, CtlError, Exit
-from pymx.mail.address import Address, parse_address
+from pymx.mail.address import Address, AddressError, parse_address
 from pymx.ms.errors import InvalidName
 from pymx.ms.owner import Owner
 
@@ -69,16 +69,36 @@ def run(args: argparse.Namespace, context: Context) -> int:
 
 def _add(args: argparse.Namespace, context: Context, accounts: Registry) -> int:
     stored = read_password(context, is_hash=args.hash_stdin)
+    _refuse_without_mailbox(args.email)
     left_over = None
     if accounts.was_removed(args.email):
         left_over = _put_aside(context, args.email)
         accounts.forget_removal(args.email)
     email = accounts.add_user(args.email, stored, args.quota)
     context.accounts_changed()
+    for alias in accounts.aliases(email.rpartition("@")[2]):
+        if alias.source.lower() == email and email not in map(str.lower, alias.destinations):
+            context.out.warn(
+                f"there is an alias {email}, which takes the mail to {', '.join(alias.destinations)}; "
+                f"to have it in the mailbox: pymxctl alias remove {email}"
+            )
     if left_over:
         context.out.warn(f"mail left of the former {email} was moved to {left_over}")
     context.out.done(f"{email} added", email=email)
     return Exit.OK
+
+
+def _refuse_without_mailbox(email: str) -> None:
+    """The store has no place for every name that is an address."""
+    try:
+        address = parse_address(email)
+        Owner(address.domain, address.local_part).path(b"/")
+    except AddressError as e:
+        raise CtlError(f"{email!r} is not an address: {e}") from None
+    except InvalidName:
+        raise CtlError(
+            f"{email} can't be the name of a mailbox: no part may begin with a dot or hold a slash"
+        ) from None
 
 
 def _passwd(args: argparse.Namespace, context: Context, accounts: Registry) -> int:

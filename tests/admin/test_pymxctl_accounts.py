@@ -308,6 +308,22 @@ def test_a_mailbox_that_was_there_before_is_taken_over(appliance):
     assert (path / "cur" / "message").exists()
 
 
+def test_an_alias_over_a_user_is_warned_of_from_both_sides(appliance):
+    """The alias wins: without its own address in it the mailbox gets nothing."""
+    assert "keep a copy" in appliance.ok("alias", "add", EMAIL, "x@elsewhere.test").err
+    assert appliance.ok("alias", "add", EMAIL, EMAIL).err == ""
+    assert appliance.ok("alias", "add", "@example.test", EMAIL).err == ""
+    appliance.ok("alias", "add", "bob@example.test", EMAIL)
+    assert "takes the mail to" in appliance.ok("user", "add", "bob@example.test", "--password-stdin", stdin="x\n").err
+
+
+@pytest.mark.parametrize("email", ["a/b@example.test", "alice", "../x@example.test"])
+def test_a_name_that_can_have_no_mailbox_is_refused(appliance, email: str):
+    done = appliance("user", "add", email, "--password-stdin", stdin="x\n")
+    assert done.status == 1
+    assert [u["email"] for u in appliance.ok("user", "list", "--json").json] == [EMAIL]
+
+
 def test_removing_says_which_aliases_still_lead_there(appliance):
     appliance.ok("alias", "add", "info@example.test", EMAIL)
     assert "info@example.test" in appliance.ok("user", "remove", EMAIL).err
