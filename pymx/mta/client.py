@@ -43,6 +43,7 @@ from pymx.spool import Content
 MAX_RECIPIENTS = 100  # of one transaction: what every server must take (RFC 5321 s. 4.5.3.1.8)
 _MAX_REPLY_TEXT = 500
 _PIECES_PER_HOP = 4
+_ONE_WRITE_OCTETS = 65_536
 
 
 class Broken(Exception):
@@ -397,20 +398,19 @@ class Connection:
 
     async def _content(self, content: Content) -> Remote:
         outgoing = Outgoing()
-        held = b""  # small pieces go out together
         phase = Phase.CONTENT
         try:
-            async for piece in _pieces(content):
-                held += outgoing.feed(piece)
-                if len(held) >= 1 << 16:
-                    self._wire.write(held)
-                    held = b""
+            if content.in_memory and content.size_octets <= _ONE_WRITE_OCTETS:
+                last = outgoing.feed(content.read()) + outgoing.finish()
+            else:
+                async for piece in _pieces(content):
+                    self._wire.write(outgoing.feed(piece))
                     if self._wire.writing_paused:
                         async with asyncio.timeout(self._outbound.command_timeout_s):
                             await self._wire.drained()
-            held += outgoing.finish()
+                last = outgoing.finish()
             phase = Phase.DOT
-            self._wire.write(held)
+            self._wire.write(last)
         except (ConnectionError, TimeoutError, SMTPException) as e:
             if phase is Phase.CONTENT and self._wire.replies:
                 # The server said why before it hung up.
@@ -529,7 +529,10 @@ def _is_success(reply: Remote) -> bool:
 
 def _remote(response: SMTPResponse) -> Remote:
     """A reply in one line: an enhanced code that every line repeats is said once."""
-    first, *rest = response.message.split("\n")
+    message = response.message
+    if message.isascii() and message.isprintable():  # one ordinary line, as nearly always
+        return Remote(response.code, message[:_MAX_REPLY_TEXT])
+    first, *rest = message.split("\n")
     status, _ = split_status(first)
     words = [first] + [line.removeprefix(status).lstrip() if status else line for line in rest]
     text = printable(" ".join(w for w in words if w).encode("utf-8", "replace").decode("utf-8"))

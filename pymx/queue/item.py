@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-import secrets
+import random
 import time
 from dataclasses import dataclass
 from typing import NewType
@@ -19,7 +19,7 @@ LOCAL = "local"  # destination of copies for mailboxes here
 
 def new_queue_id() -> QueueId:
     """A name that sorts by time (milliseconds) and ends in 30 random bits; fit for a file name and a log line."""
-    number = (int(time.time() * 1000) << 30) | secrets.randbits(30)
+    number = (int(time.time() * 1000) << 30) | random.getrandbits(30)  # no secret; a taken one is refused
     digits = []
     while number:
         number, digit = divmod(number, 33)

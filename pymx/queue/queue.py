@@ -29,8 +29,8 @@ from pymx.queue.state import Finished, State, StateDamaged, Taken, Want
 
 T = TypeVar("T")
 _COUNT_EVERY_S = 10.0
-_RECENT_MESSAGES = 512
-_RECENT_OCTETS = 65536  # larger ones are read from their file
+_RECENT_OCTETS = 8 << 20  # kept of messages just accepted, for the attempt that follows at once
+_RECENT_MESSAGE_OCTETS = 65_536  # larger ones are read from their file
 
 _log = log.get("queue")
 
@@ -54,6 +54,7 @@ class Queue:
         self._state = state or State(directory / "state.sqlite")
         self._committer = Committer(self._state, self._files, directory / "lock", self._repair)
         self._recent: OrderedDict[QueueId, StoredMessage] = OrderedDict()
+        self._recent_octets = 0
         self._count = 0
         self._counted_at = 0.0
         self._socket: socket.socket | None = None
@@ -122,14 +123,15 @@ class Queue:
     def _remember(self, copy: Copy, arrived_s: float) -> None:
         """Keep a small message for the attempt that follows at once, if the runner is in this process."""
         octets = copy.content.size_octets
-        if octets > _RECENT_OCTETS or not copy.content.in_memory or self.wake == self._wake_runner:
+        if octets > _RECENT_MESSAGE_OCTETS or not copy.content.in_memory or self.wake == self._wake_runner:
             return
         self._recent[copy.queue_id] = StoredMessage(
             copy.queue_id, copy.envelope, copy.content, octets, copy.local, arrived_s,
             (False,) * len(copy.envelope.recipients),
         )  # fmt: skip
-        if len(self._recent) > _RECENT_MESSAGES:
-            self._recent.popitem(last=False)
+        self._recent_octets += octets
+        while self._recent_octets > _RECENT_OCTETS:
+            self._recent_octets -= self._recent.popitem(last=False)[1].content_octets
 
     async def _refresh_count(self) -> None:
         now = time.monotonic()
@@ -187,6 +189,7 @@ class Queue:
         """A message with its content. Raises FileNotFoundError, DamagedFile, OSError."""
         recent = self._recent.pop(queue_id, None)
         if recent is not None:
+            self._recent_octets -= recent.content_octets
             return recent
         return await asyncio.get_running_loop().run_in_executor(None, self._files.read, queue_id)
 

@@ -245,6 +245,9 @@ class State:
         """Write down what an attempt led to. True when the message needs nothing more and its file may go."""
         db, item = self.db, finished.item
         done = finished.done
+        if finished.whole and len(done) == len(item.numbers):
+            self.delete(item.queue_id, was_tried=item.attempts > 0)
+            return True
         if len(done) == len(item.numbers):
             db.execute("DELETE FROM delivery WHERE queue_id = ? AND destination = ?", (item.queue_id, item.destination))
             if db.execute("SELECT 1 FROM delivery WHERE queue_id = ? LIMIT 1", (item.queue_id,)).fetchone() is None:
@@ -274,8 +277,10 @@ class State:
         )  # fmt: skip
         return False
 
-    def delete(self, queue_id: QueueId) -> None:
-        for table in ("message", "delivery", "recipient", "attempt"):
+    def delete(self, queue_id: QueueId, *, was_tried: bool = True) -> None:
+        for table in (
+            ("message", "delivery", "recipient", "attempt") if was_tried else ("message", "delivery", "recipient")
+        ):
             self.db.execute(f"DELETE FROM {table} WHERE queue_id = ?", (queue_id,))  # noqa: S608  # names from above
 
     def take(self, want: Want) -> Taken:
