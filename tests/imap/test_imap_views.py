@@ -1,0 +1,121 @@
+"""Several sessions on one mailbox: every client's picture of it stays right, whatever the others do.
+
+Each client is checked by what a real one would keep: a list of UIDs, moved only by EXISTS and EXPUNGE.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+from imap_rig import Client, Rig
+
+MESSAGE = b"From: a@example.test\r\nSubject: hello\r\n\r\nText\r\n"
+_EXISTS = re.compile(rb"\* (\d+) EXISTS")
+_EXPUNGE = re.compile(rb"\* (\d+) EXPUNGE")
+_FETCH = re.compile(rb"\* (\d+) FETCH \((?:.* )?UID (\d+)")
+_FETCH_NUMBER = re.compile(rb"\* (\d+) FETCH ")
+_SEARCH = re.compile(rb"\* SEARCH((?: \d+)*)")
+
+# RFC 3501 s. 7.4.1
+QUIET = ("FETCH", "STORE", "SEARCH")
+
+
+class Picture:
+    """A client's view, as it knows it from what it was told."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.uids: list[int | None] = []
+
+    async def ask(self, command: str | bytes) -> list[bytes]:
+        lines = await self.client.ask(command)
+        word = (command if isinstance(command, str) else command.decode("latin-1")).split()[0]
+        for line in lines[:-1]:
+            self._take(word, line)
+        assert b"SERVERBUG" not in lines[-1]
+        assert not lines[-1].startswith(b"BAD"), (command, lines)
+        return lines
+
+    def _take(self, word: str, line: bytes) -> None:
+        if found := _EXPUNGE.fullmatch(line):
+            assert word not in QUIET, f"EXPUNGE in answer to {word}"
+            del self.uids[int(found[1]) - 1]
+        elif found := _EXISTS.fullmatch(line):
+            assert int(found[1]) >= len(self.uids), "EXISTS must not shrink a mailbox"
+            self.uids += [None] * (int(found[1]) - len(self.uids))
+        elif found := _FETCH.match(line):
+            number, uid = int(found[1]), int(found[2])
+            assert self.uids[number - 1] in (None, uid), f"{line!r}, but {number} is {self.uids[number - 1]}"
+            self.uids[number - 1] = uid
+        elif found := _FETCH_NUMBER.match(line):
+            assert 1 <= int(found[1]) <= len(self.uids)
+
+    async def learn(self) -> None:
+        """FETCH 1:* UID: all that exist are where we think they are, in ascending order."""
+        if self.uids:
+            await self.ask("FETCH 1:* (UID FLAGS)")
+        known = [uid for uid in self.uids if uid is not None]
+        assert known == sorted(set(known))
+
+
+def _set(picture: Picture, chance: random.Random) -> str:
+    first = chance.randint(1, len(picture.uids))
+    return f"{first}:{chance.randint(1, len(picture.uids))}" if chance.random() < 0.5 else str(first)
+
+
+async def _act(picture: Picture, chance: random.Random) -> None:
+    literal = b"APPEND INBOX {%d+}\r\n" % len(MESSAGE) + MESSAGE
+    always: list[str | bytes] = [
+        literal,
+        "NOOP",
+        "EXPUNGE",
+        "UID SEARCH ALL",
+        "CHECK",
+        "UID FETCH 1:* FLAGS",
+        "UID STORE 1:* -FLAGS.SILENT \\Flagged",
+        f"UID EXPUNGE {chance.randint(1, 9)}:{chance.randint(1, 30)}",
+        "STATUS INBOX (MESSAGES)",
+    ]
+    if picture.uids:
+        chosen = _set(picture, chance)
+        always += [
+            f"STORE {chosen} +FLAGS (\\Deleted)",
+            f"STORE {chosen} -FLAGS.SILENT (\\Deleted $k{chance.randint(1, 3)})",
+            f"STORE {chosen} +FLAGS (\\Flagged $k{chance.randint(1, 3)})",
+            f"FETCH {chosen} (UID BODY[TEXT])",
+            f"SEARCH {chosen} UNSEEN",
+            f"MOVE {chosen} Trash",
+            f"COPY {chosen} INBOX",
+        ]
+    await picture.ask(chance.choice(always))
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_every_client_keeps_a_right_picture(rig: Rig, seed: int) -> None:
+    """RFC 3501 s. 2.3.1.2, 5.2, 7.4.1: sequence numbers change when they may and mean the same to both sides."""
+    chance = random.Random(seed)
+    for _ in range(4):
+        await rig.deliver(MESSAGE)
+    pictures = []
+    for _ in range(3):
+        picture = Picture(await rig.login())
+        await picture.ask("SELECT INBOX")
+        pictures.append(picture)
+    for _ in range(70):
+        picture = chance.choice(pictures)
+        await _act(picture, chance)
+        if chance.random() < 0.3:
+            await picture.learn()
+    found = []
+    for picture in pictures:
+        await picture.ask("NOOP")
+        await picture.learn()
+        uids = (await picture.client.ok("UID SEARCH ALL"))[0]
+        matched = _SEARCH.fullmatch(uids)
+        assert matched
+        assert picture.uids == [int(uid) for uid in matched[1].split()]
+        found.append(picture.uids)
+        await picture.client.close()
+    assert found[0] == found[1] == found[2]
