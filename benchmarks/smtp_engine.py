@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from pymx import log
 from pymx.config.model import Smtp, Tls
 from pymx.mail.address import Address
 from pymx.mail.envelope import Listener, Recipient
@@ -157,12 +158,14 @@ def rss_kb() -> int:
 def child(pipe: Connection, loop: str, is_stock: bool, core: int | None) -> None:
     if core is not None:
         os.sched_setaffinity(0, {core})
+    logging = log.setup(stream=Path(os.devnull).open("w"))  # noqa: SIM115 - for the life of the process
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard := resource.getrlimit(resource.RLIMIT_NOFILE)[1], hard))
     if loop == "asyncio":
         apply_asyncio_tls_buffer()
     factory = uvloop.new_event_loop if loop == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(stock(pipe) if is_stock else serve(pipe))
+    logging.stop()
 
 
 def ask(pipe: Connection) -> dict[str, float]:

@@ -39,7 +39,7 @@ MAX_LINE_OCTETS = 12_288 + 64  # RFC 4954 s. 4: a SASL response has up to 12,288
 _MAX_DROPPED_LINE_OCTETS = 1_048_576  # of an endless line, then the session ends
 _MAX_BARE_NEWLINES = 3  # command lines without CRLF; a peer that sends more is not a mail server
 _INPUT_HIGH_WATER = 262_144
-_REPLIES_HIGH_WATER = 16_384
+_MAX_REPLIES_HELD = 64  # the longest, EHLO's, has some 200 octets
 _RATE_WINDOW_S = 60.0
 _CLOSE_TIMEOUT_S = 30.0  # for the last replies to be taken by the peer
 
@@ -386,7 +386,7 @@ class Session(SMTP):
 
     async def _command(self) -> None:
         """Read one command, run it, reply."""
-        if len(self._replies) > 64 or sum(map(len, self._replies)) > _REPLIES_HIGH_WATER:
+        if len(self._replies) > _MAX_REPLIES_HELD:
             await self.flush()
         if self._draining and self.transaction is None:
             raise SessionEnd(reply.SHUTTING_DOWN, "server shutdown")

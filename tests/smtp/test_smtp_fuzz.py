@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import socket
+import struct
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from smtp_service import Service
+from support.wait import wait_for
 
 from pymx.config.model import Smtp
 from pymx.mail.envelope import Listener
@@ -30,15 +32,31 @@ _services: dict[Listener, Service] = {}
 
 @pytest.fixture(autouse=True, scope="module")
 def _both_kinds(tmp_path_factory):
-    for listener in (Listener.SMTP, Listener.LMTP):
+    for listener, loop in ((Listener.SMTP, "uvloop"), (Listener.LMTP, "asyncio")):
         _services[listener] = Service(
-            tmp_path_factory.mktemp("smtp"), listener=listener, smtp=Smtp(max_errors=1000, memory_octets=10)
+            tmp_path_factory.mktemp("smtp"), loop=loop, listener=listener, smtp=Smtp(max_errors=1000, memory_octets=10)
         )
         _services[listener].start()
     yield
     for service in _services.values():
         service.stop()
     _services.clear()
+
+
+@settings(max_examples=60, deadline=None)
+@given(script, st.sampled_from([Listener.SMTP, Listener.LMTP]))
+def test_peer_that_vanishes_in_mid_conversation_leaves_nothing_behind(octets, listener):
+    """A reset at any point: the session ends, its place is free, and no exception was logged."""
+    service = _services[listener]
+    client = service.client()
+    try:
+        client.send(octets)
+    except OSError:
+        pass
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.sock.close()
+    wait_for(lambda: len(service.sessions) == 0)
+    assert not service.events("smtp_error")
 
 
 @settings(max_examples=150, deadline=None)
