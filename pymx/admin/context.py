@@ -9,11 +9,14 @@ import enum
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pymx.admin import control_client
 from pymx.admin.control_client import ControlError
 from pymx.admin.output import Output
-from pymx.config.model import Config
+
+if TYPE_CHECKING:
+    from pymx.config.model import Config
 
 
 class Exit(enum.IntEnum):

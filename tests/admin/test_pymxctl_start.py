@@ -14,7 +14,21 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("sqlalchemy", "alembic", "rich", "asyncio", "cryptography", "idna", "logging", "bcrypt")
+HEAVY = (
+    "sqlalchemy",
+    "alembic",
+    "rich",
+    "asyncio",
+    "cryptography",
+    "idna",
+    "logging",
+    "bcrypt",
+    "dataclasses",
+    "inspect",
+    "shutil",
+    "typing_extensions",
+    "difflib",
+)
 
 
 @pytest.mark.parametrize("words", [(), ("nonsense",), ("domain",), ("domain", "nonsense"), ("user", "add", "a@b.test")])
