@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -219,6 +220,21 @@ async def test_changes_are_seen_after_invalidate(open_directory: OpenDirectory, 
     assert await directory.account("dora@example.test") is not None
     directory.invalidate()
     assert await directory.account("dora@example.test") is None
+
+
+async def test_an_answer_that_was_under_way_at_invalidate_is_not_kept(
+    open_directory: OpenDirectory, registry: Registry
+):
+    """It may be from before the change."""
+    directory = await open_directory()
+    await directory.is_local("example.test")
+    under_way = asyncio.ensure_future(directory.account("alice@example.test"))
+    await asyncio.sleep(0)
+    assert not under_way.done()
+    directory.invalidate()
+    assert await under_way is not None
+    registry.remove_user("alice@example.test")
+    assert await directory.account("alice@example.test") is None
 
 
 async def test_mixed_case_rows_of_another_program_are_found(
