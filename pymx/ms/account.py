@@ -6,7 +6,6 @@ Synchronous; `pymx.ms.store` calls it in threads. A damaged index is moved aside
 from __future__ import annotations
 
 import os
-import sqlite3
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,7 +15,7 @@ from pymx.ms import folders, subscriptions
 from pymx.ms.box import Box, Home
 from pymx.ms.disk import Disk
 from pymx.ms.errors import NoSuchMailbox, translated
-from pymx.ms.index import Index
+from pymx.ms.index import Index, IndexBusy, IndexDamaged
 from pymx.ms.layout import INBOX, Layout, Levels, is_mailbox
 from pymx.ms.owner import Owner
 from pymx.ms.reconcile import reconcile
@@ -68,9 +67,9 @@ class Account:
         with translated():
             try:
                 return function()
-            except sqlite3.OperationalError:
+            except IndexBusy:
                 raise
-            except sqlite3.DatabaseError as error:
+            except IndexDamaged as error:
                 _log.error("index_damaged", account=self.email, path=os.fsdecode(self.home.root), error=str(error))
                 self.home.index.discard_damaged()
                 return function()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -21,7 +20,7 @@ from pymx.ms import uidlist
 from pymx.ms.disk import Disk
 from pymx.ms.dotlock import DotLock
 from pymx.ms.errors import NoSuchMailbox
-from pymx.ms.index import FLAGGED, UID_BITS, UID_MASK, Index
+from pymx.ms.index import FLAGGED, UID_BITS, UID_MASK, Connection, Index
 from pymx.ms.layout import Levels, storage_name
 from pymx.ms.uidlist import Record
 from pymx.ms.view import ViewCache
@@ -139,7 +138,7 @@ class Box:
                     continue
                 self.home.disk.sync_directory(self.path)
 
-    def row(self, db: sqlite3.Connection) -> Row | None:
+    def row(self, db: Connection) -> Row | None:
         found = db.execute(f"SELECT {COLUMNS} FROM mailbox WHERE name=?", (self.name,)).fetchone()  # noqa: S608
         if found is None:
             return None
@@ -197,14 +196,14 @@ class Hold:
         self.box = box
         self.disk = box.home.disk
         self.row: Row
-        self.db: sqlite3.Connection
+        self.db: Connection
         self.modseq = 0
         self.undo: list[bytes] = []  # names made in this hold, to take away if it can't be committed
         self._full = full
         self._lock_fd = -1
         self._dotlock = DotLock(self.disk, box.uidlist)
         self._dotlocked = False
-        self._taken: tuple[int, sqlite3.Connection] | None = None
+        self._taken: tuple[int, Connection] | None = None
         self._touched = False
 
     def __enter__(self) -> Hold:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from types import TracebackType
 
@@ -26,7 +27,8 @@ _EMPTY_S = 10.0
 _STALE_S = 120.0
 _TOUCH_S = 10.0
 _HOST = socket.gethostname().encode()
-_held: set[bytes] = set()  # by this process; added and removed by whoever holds the lock
+_held: dict[bytes, DotLock] = {}  # by this process
+_held_mutex = threading.Lock()
 
 
 class DotLock:
@@ -69,7 +71,8 @@ class DotLock:
 
     def _make(self) -> None:
         fd = self._disk.create(self._path)
-        _held.add(self._path)
+        with _held_mutex:
+            _held[self._path] = self
         try:
             self._disk.write(fd, _mark())
         except BaseException:
@@ -86,11 +89,13 @@ class DotLock:
             self._taken_at = now
 
     def release(self) -> None:
-        _held.discard(self._path)
-        try:
-            self._disk.unlink(self._path)
-        except FileNotFoundError:
-            pass  # taken over as stale by somebody, or the directory was renamed away
+        with _held_mutex:
+            try:
+                self._disk.unlink(self._path)
+            except FileNotFoundError:
+                pass  # taken over as stale by somebody, or the directory was renamed away
+            if _held.get(self._path) is self:
+                del _held[self._path]
 
     def _break_stale(self) -> bool:
         """Remove the lock if nobody holds it any more; True: try again at once."""

@@ -16,9 +16,10 @@
 from __future__ import annotations
 
 import errno
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from pymx.ms.index import IndexTrouble
 
 
 class StoreError(Exception):
@@ -70,7 +71,7 @@ def translated() -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFull("No space left", reason=str(error)) from error
         raise Unavailable("Mail storage is not available", reason=str(error)) from error
-    except sqlite3.Error as error:
+    except IndexTrouble as error:
         if "full" in str(error):
             raise StorageFull("No space left", reason=str(error)) from error
         raise Unavailable("Mail storage is not available", reason=f"index: {error}") from error

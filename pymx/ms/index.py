@@ -18,6 +18,12 @@ from contextlib import contextmanager
 
 from pymx import log
 
+# What the rest of `ms` needs of sqlite3, which only this module imports.
+Connection = sqlite3.Connection
+IndexTrouble = sqlite3.Error
+IndexDamaged = sqlite3.DatabaseError  # with its subclass IndexBusy taken out
+IndexBusy = sqlite3.OperationalError
+
 NAME = b"pymx.index"
 SCHEMA = 1
 UID_BITS = 32

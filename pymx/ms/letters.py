@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 
 from pymx.mail.flags import MAX_KEYWORD_OCTETS
 from pymx.ms import keywords
 from pymx.ms.box import Hold, Row
 from pymx.ms.errors import LimitReached
+from pymx.ms.index import Connection
 from pymx.ms.names import LETTERS
 
 
-def keyword_names(db: sqlite3.Connection, row: Row) -> list[str]:
+def keyword_names(db: Connection, row: Row) -> list[str]:
     """The mailbox's keywords by bit, "" where there is none."""
     found = db.execute("SELECT bit, name FROM keyword WHERE mailbox=? ORDER BY bit", (row.id,)).fetchall()
     out = [""] * (found[-1][0] + 1 if found else 0)
@@ -21,7 +21,7 @@ def keyword_names(db: sqlite3.Connection, row: Row) -> list[str]:
     return out
 
 
-def known_bits(db: sqlite3.Connection, row: Row, wanted: Sequence[str]) -> int:
+def known_bits(db: Connection, row: Row, wanted: Sequence[str]) -> int:
     """The bits of those keywords that exist here."""
     lower = {name.lower() for name in wanted}
     return sum(1 << bit for bit, name in enumerate(keyword_names(db, row)) if name and name.lower() in lower)

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pymx.mail.search import Criterion
-from pymx.ms import copying, delivering, flagging, letters, reading, removing, rows, search, view
+from pymx.ms import copying, delivering, flagging, letters, names, reading, removing, rows, search, view
 from pymx.ms.account import Account
 from pymx.ms.box import Box
 from pymx.ms.errors import NoSuchMailbox, ReadOnly
 from pymx.ms.index import FLAGGED
-from pymx.ms.measure import to_wire, wire_chunks
+from pymx.ms.measure import to_wire, wire_chunks, wire_size
 from pymx.ms.owner import Owner
 from pymx.ms.rows import MessageRow
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 NO_RECENT = 0xFFFFFFFF
 _BULK_MESSAGES = 500
+_READ_AT_ONCE = 32  # messages, in one hop
+_SMALL_OCTETS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +62,20 @@ class Copied:
 
 
 class StoredMessage:
-    """One message's file, open. Close it, or read it to the end."""
+    """One message: its file, open, or its octets if they are few."""
 
-    __slots__ = ("_fd", "_store", "octets")
+    __slots__ = ("_data", "_fd", "_store", "octets")
 
-    def __init__(self, fd: int, octets: int, store: Store) -> None:
+    def __init__(self, store: Store, octets: int, *, fd: int = -1, data: bytes | None = None) -> None:
         self._fd = fd
+        self._data = data
         self._store = store
         self.octets = octets
 
     async def read(self) -> bytes:
         """The whole message in wire form."""
+        if self._data is not None:
+            return self._data
         return await self._store.in_thread(self._read)
 
     def _read(self) -> bytes:
@@ -84,6 +89,9 @@ class StoredMessage:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The message in wire form, in pieces."""
+        if self._data is not None:
+            yield self._data
+            return
         pieces = wire_chunks(self._fd)
         while (piece := await self._store.in_thread(lambda: next(pieces, None))) is not None:
             yield piece
@@ -184,18 +192,38 @@ class Mailbox:
 
     async def messages(self, uids: Sequence[int]) -> AsyncIterator[tuple[int, StoredMessage | None]]:
         """Open each message in turn; None for one that is gone."""
-        for uid in uids:
-            found = await self._run(functools.partial(self._open, uid))
-            if found is None:
-                yield uid, None
-                continue
-            message = StoredMessage(found[0], found[1], self._store)
-            try:
-                yield uid, message
-            finally:
-                message.close()
+        for start in range(0, len(uids), _READ_AT_ONCE):
+            part = uids[start : start + _READ_AT_ONCE]
+            small = await self._run(functools.partial(self._read_small, part))
+            for uid in part:
+                data = small.pop(uid, None)
+                if data is not None:
+                    yield uid, StoredMessage(self._store, len(data), data=data)
+                    continue
+                found = await self._run(functools.partial(self._open, uid))
+                if found is None:
+                    yield uid, None
+                    continue
+                message = StoredMessage(self._store, found[1], fd=found[0])
+                try:
+                    yield uid, message
+                finally:
+                    message.close()
 
-    def _open(self, uid: int, _: Account) -> tuple[int, int] | None:
+    def _read_small(self, uids: Sequence[int], _: Account) -> dict[int, bytes]:
+        return reading.read_small(self._box, self._low, uids, _SMALL_OCTETS)
+
+    async def first_unseen(self) -> int | None:
+        """The first UID of the view without \\Seen."""
+
+        def first(_: Account) -> int | None:
+            with self._box.home.index.snapshot() as db:
+                row = self._box.row(db)
+                return rows.first_unseen(db, row.low, self.uids) if row and row.unseen else None
+
+        return await self._run(first)
+
+    def _open(self, uid: int, _account: Account) -> tuple[int, int] | None:
         fd = reading.open_message(self._box, uid)
         if fd is None:
             return None
@@ -204,7 +232,10 @@ class Mailbox:
         if found is None:
             os.close(fd)
             return None
-        return fd, found[2]
+        name, _, octets = found
+        if names.disk_octets(name) not in (None, os.fstat(fd).st_size):
+            octets = wire_size(b"/proc/self/fd/%d" % fd)  # the name lies
+        return fd, octets
 
     async def search(self, criterion: Criterion) -> list[int]:
         """UIDs of the view that match, ascending."""

@@ -14,6 +14,8 @@ from pymx.ms.box import Box, Hold
 from pymx.ms.measure import to_wire
 from pymx.ms.rows import MessageRow, name_of, select, select_rendered
 
+MAX_HEADER_OCTETS = 1_048_576
+
 
 def open_message(box: Box, uid: int) -> int | None:
     """A file descriptor of the message, or None when it is gone."""
@@ -50,16 +52,40 @@ def read_header(box: Box, uid: int) -> bytes | None:
     fd = open_message(box, uid)
     if fd is None:
         return None
-    with open(fd, "rb") as file:
+    try:
         data = b""
-        while piece := file.read(16384):
+        while len(data) < MAX_HEADER_OCTETS and (piece := os.read(fd, 16384)):
+            searched = max(0, len(data) - 3)
             data += piece
             if data.startswith((b"\n", b"\r\n")):
                 return b"\r\n"
-            ends = [at + len(mark) for mark in (b"\n\n", b"\n\r\n") if (at := data.find(mark)) >= 0]
+            ends = [at + len(mark) for mark in (b"\n\n", b"\n\r\n") if (at := data.find(mark, searched)) >= 0]
             if ends:
                 return to_wire(data[: min(ends)])
         return to_wire(data)
+    finally:
+        os.close(fd)
+
+
+def read_small(box: Box, low: int, uids: Sequence[int], limit: int) -> dict[int, bytes]:
+    """The wire forms of those messages that have at most `limit` octets and whose file is where its row says."""
+    with box.home.index.read() as db:
+        found = select(db, low, uids, columns="id & 4294967295, octets, in_new, name")
+    out = {}
+    for uid, octets, in_new, name in found:
+        if octets > limit:
+            continue
+        try:
+            fd = os.open(os.path.join(box.new if in_new else box.cur, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue
+        try:
+            data = os.read(fd, limit + 1)
+            if len(data) <= limit and not os.read(fd, 1):
+                out[uid] = to_wire(data)
+        finally:
+            os.close(fd)
+    return out
 
 
 def rows(box: Box, low: int, uids: Sequence[int], rendered: bool, render: Render | None) -> list[MessageRow]:

@@ -88,7 +88,9 @@ def _take_listing(hold: Hold, lines: list[Record], *, list_cur: bool, list_new: 
     if seen.fresh:
         _take_fresh(hold, seen, lines)
     for name, in_new in seen.doubled:
-        _undouble(hold, name, in_new)
+        if _undouble(hold, name, in_new):
+            # It has a name of its own now: the listing of that one finds it.
+            _take_listing(hold, [], list_cur=False, list_new=True, born=False)
     if born:
         recent = hold.db.execute(
             "SELECT min(id) FROM message WHERE id BETWEEN ? AND ? AND in_new", (hold.row.low, hold.row.high)
@@ -220,8 +222,8 @@ def _octets(name: bytes, keys: bytes, path: bytes) -> int | None:
         return None
 
 
-def _undouble(hold: Hold, name: bytes, in_new: int) -> None:
-    """One base under two names: the same file is unlinked once old enough, another one gets a base of its own."""
+def _undouble(hold: Hold, name: bytes, in_new: int) -> bool:
+    """One base under two names: the same file is unlinked once old enough, another gets a base of its own (True)."""
     base = names.base_of(name)
     path = os.path.join(hold.box.new if in_new else hold.box.cur, name)
     twin = None
@@ -233,15 +235,17 @@ def _undouble(hold: Hold, name: bytes, in_new: int) -> None:
     try:
         here = os.stat(path)
         if twin is None:
-            return
+            return False
         if os.stat(twin).st_ino == here.st_ino:
             if time.time() - here.st_ctime > _DUPLICATE_S:
                 hold.disk.unlink(path)
+                hold.touched()
         else:
-            size = names.wire_octets(name) or wire_size(path)
-            fresh = names.new_base(hold.box.home.host, here.st_size, size)
+            fresh = names.new_base(hold.box.home.host, here.st_size, wire_size(path))
             hold.disk.rename(path, os.path.join(hold.box.new, fresh))
             _log.warning("base_twice", mailbox=hold.box.name, path=os.fsdecode(path))
+            hold.touched()
+            return True
     except FileNotFoundError:
-        return
-    hold.touched()
+        pass  # somebody tidied up meanwhile
+    return False

@@ -6,11 +6,11 @@ asked for by value.
 
 from __future__ import annotations
 
-import sqlite3
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
-from pymx.ms.index import UID_MASK
+from pymx.ms.index import UID_MASK, Connection
 
 MessageRow = tuple[Any, ...]
 COLUMNS = "id & 4294967295, modseq, flags, keywords, octets, internaldate, savedate"
@@ -22,7 +22,7 @@ BATCH = 2000
 _BY_VALUE = 900
 
 
-def select(db: sqlite3.Connection, low: int, uids: Sequence[int], *, columns: str = COLUMNS) -> list[MessageRow]:
+def select(db: Connection, low: int, uids: Sequence[int], *, columns: str = COLUMNS) -> list[MessageRow]:
     """The rows of `uids` (ascending), in UID order; expunged ones are absent. The first column must be the UID."""
     if not uids:
         return []
@@ -44,7 +44,7 @@ def select(db: sqlite3.Connection, low: int, uids: Sequence[int], *, columns: st
     return out
 
 
-def select_rendered(db: sqlite3.Connection, low: int, uids: Sequence[int]) -> list[MessageRow]:
+def select_rendered(db: Connection, low: int, uids: Sequence[int]) -> list[MessageRow]:
     """Rows with ENVELOPE and BODYSTRUCTURE behind them; None where not rendered yet."""
     out: list[MessageRow] = []
     for start in range(0, len(uids), _BY_VALUE):
@@ -54,7 +54,7 @@ def select_rendered(db: sqlite3.Connection, low: int, uids: Sequence[int]) -> li
     return out
 
 
-def name_of(db: sqlite3.Connection, low: int, uid: int) -> tuple[bytes, int, int] | None:
+def name_of(db: Connection, low: int, uid: int) -> tuple[bytes, int, int] | None:
     """File name, in_new and wire octets of one message."""
     found: tuple[bytes, int, int] | None = db.execute(
         "SELECT name, in_new, octets FROM message WHERE id=?", (low | (uid & UID_MASK),)
@@ -62,7 +62,7 @@ def name_of(db: sqlite3.Connection, low: int, uid: int) -> tuple[bytes, int, int
     return found
 
 
-def changed(db: sqlite3.Connection, mailbox: int, low: int, since: int, kind: int) -> list[MessageRow]:
+def changed(db: Connection, mailbox: int, low: int, since: int, kind: int) -> list[MessageRow]:
     """Rows whose messages `change` names with this kind after `since`, in UID order."""
     found: dict[int, MessageRow] = {}
     for first, last in db.execute(
@@ -76,7 +76,19 @@ def changed(db: sqlite3.Connection, mailbox: int, low: int, since: int, kind: in
     return [found[uid] for uid in sorted(found)]
 
 
-def deleted(db: sqlite3.Connection, low: int, uids: Sequence[int]) -> list[int]:
+def first_unseen(db: Connection, low: int, uids: Sequence[int]) -> int | None:
+    """The first of `uids` without \\Seen."""
+    if not uids:
+        return None
+    statement = "SELECT id & 4294967295 FROM message WHERE id BETWEEN ? AND ? AND flags & 1 = 0"
+    for (uid,) in db.execute(statement, (low | uids[0], low | uids[-1])):
+        at = bisect_left(uids, uid)
+        if at < len(uids) and uids[at] == uid:
+            return int(uid)
+    return None
+
+
+def deleted(db: Connection, low: int, uids: Sequence[int]) -> list[int]:
     """Those of `uids` that have \\Deleted."""
     if not uids:
         return []

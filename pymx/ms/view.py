@@ -6,13 +6,12 @@ process that stood on the same array.
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from array import array
 from bisect import bisect_left, bisect_right
 from typing import Protocol
 
-from pymx.ms.index import EXPUNGED, UID_MASK
+from pymx.ms.index import EXPUNGED, UID_MASK, Connection
 
 Uids = array  # array('I'), never changed in place
 
@@ -31,13 +30,13 @@ class RowLike(Protocol):
     def high(self) -> int: ...
 
 
-def load(db: sqlite3.Connection, row: RowLike) -> array[int]:
+def load(db: Connection, row: RowLike) -> array[int]:
     """All UIDs of the mailbox."""
     found = db.execute("SELECT id & 4294967295 FROM message WHERE id BETWEEN ? AND ?", (row.low, row.high)).fetchall()
     return array("I", [uid for (uid,) in found])
 
 
-def expunged_since(db: sqlite3.Connection, row: RowLike, uids: array[int], since: int) -> list[int]:
+def expunged_since(db: Connection, row: RowLike, uids: array[int], since: int) -> list[int]:
     """Positions in `uids` of messages that are gone since `since`, ascending."""
     if since < row.expunge_floor:
         there = set(load(db, row))
@@ -63,7 +62,7 @@ def without(uids: array[int], positions: list[int]) -> array[int]:
     return array("I", [uid for n, uid in enumerate(uids) if n not in gone])
 
 
-def arrived_since(db: sqlite3.Connection, row: RowLike, uids: array[int], seen_uidnext: int) -> list[int]:
+def arrived_since(db: Connection, row: RowLike, uids: array[int], seen_uidnext: int) -> list[int]:
     """UIDs above what the view has looked at."""
     after = max(uids[-1] if uids else 0, seen_uidnext - 1)
     if after >= UID_MASK:
@@ -82,7 +81,7 @@ class ViewCache:
         self._full: tuple[int, int, array[int]] = (0, 0, array("I"))
         self._step: tuple[array[int], array[int]] | None = None
 
-    def full(self, db: sqlite3.Connection, row: RowLike) -> array[int]:
+    def full(self, db: Connection, row: RowLike) -> array[int]:
         """The view of somebody who opens the mailbox now."""
         with self._mutex:
             mailbox, modseq, uids = self._full
