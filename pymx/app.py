@@ -51,6 +51,7 @@ from pymx.mta.inbound import Inbound
 from pymx.net import notify
 from pymx.net.listener import BindError, Caps, Server, adopted_sockets, bind
 from pymx.net.peers import Peers
+from pymx.net.privileges import drop_privileges, find_user
 from pymx.net.sessions import Sessions
 from pymx.net.tls import Certificates, PemError, apply_asyncio_tls_buffer
 from pymx.proto.imap.render import render
@@ -60,7 +61,7 @@ from pymx.queue.queue import Queue
 from pymx.resolver.resolver import Resolver
 from pymx.smtpd.engine import Engine
 from pymx.spool import Content
-from pymx.supervisor import drop_privileges, run_supervisor
+from pymx.supervisor import run_supervisor
 
 Sockets = Mapping[str, Sequence[socket.socket]]
 
@@ -143,7 +144,7 @@ def _prepare(path: Path, config: Config) -> Site:
     site = Site(path, config, certificates, sockets)
     _raise_file_limit()
     root = config.user != "none" and os.geteuid() == 0
-    owner = _owner(config.user) if root else None
+    owner = find_user(config.user) if root else None
     for directory in (
         site.data_dir,
         site.data_dir / "spool",
@@ -155,16 +156,6 @@ def _prepare(path: Path, config: Config) -> Site:
     if root:
         drop_privileges(config.user)
     return site
-
-
-def _owner(user: str) -> pwd.struct_passwd:
-    try:
-        return pwd.getpwnam(user)
-    except KeyError:
-        raise StartError(
-            f"user = {user!r}: there is no such user; create it (useradd --system --home /var/vmail {user}) "
-            'or set user = "none"'
-        ) from None
 
 
 def _make_directory(directory: Path, owner: pwd.struct_passwd | None) -> None:

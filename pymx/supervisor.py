@@ -25,7 +25,6 @@ import contextlib
 import ctypes
 import gc
 import os
-import pwd
 import select
 import signal
 import socket
@@ -39,6 +38,7 @@ from dataclasses import dataclass
 from pymx import log
 from pymx.config.model import Config
 from pymx.net import notify
+from pymx.net.privileges import drop_privileges
 
 Ready = Callable[[], None]
 Worker = Callable[[str, int, Ready], int]
@@ -49,31 +49,6 @@ _FIRST_GAP_S = 0.5
 _LONGEST_GAP_S = 30.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-
-
-class PrivilegeError(OSError):
-    """The server can't become the configured user; the text says what to do."""
-
-
-def drop_privileges(user: str) -> None:
-    """Become `user` for good, with the groups it belongs to. Nothing to do unless root; "none" = stay.
-
-    Raises PrivilegeError.
-    """
-    if user == "none" or os.geteuid() != 0:
-        return
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
-        raise PrivilegeError(
-            f'user = {user!r}: there is no such user; create it (useradd --system {user}) or set user = "none"'
-        ) from None
-    if entry.pw_uid == 0:
-        return
-    os.setgroups(os.getgrouplist(entry.pw_name, entry.pw_gid))
-    os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
-    os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
-    os.environ.update(HOME=entry.pw_dir, USER=entry.pw_name, LOGNAME=entry.pw_name)
 
 
 def run_supervisor(

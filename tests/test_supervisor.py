@@ -17,7 +17,7 @@ import pytest
 from support.wait import wait_for
 
 from pymx.net import notify
-from pymx.supervisor import PrivilegeError, drop_privileges
+from pymx.net.privileges import PrivilegeError, drop_privileges
 
 SCRIPT = Path(__file__).parent / "support" / "supervised.py"
 

@@ -39,6 +39,8 @@ class Appliance:
     extra: dict[str, str] = field(default_factory=dict)
     top: str = ""
     directory: Path = field(init=False)
+    python: str = sys.executable
+    environment: dict[str, str] | None = None
     process: subprocess.Popen[str] | None = None
     ports: dict[str, int] = field(default_factory=dict)
 
@@ -114,9 +116,10 @@ class Appliance:
     def start(self) -> Appliance:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pymx", "serve", "--config", str(self.config)],
+                [self.python, "-m", "pymx", "serve", "--config", str(self.config)],
                 stdout=subprocess.PIPE,
                 stderr=log,
+                env=self.environment,
                 text=True,
                 start_new_session=True,
             )
