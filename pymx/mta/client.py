@@ -1,8 +1,7 @@
 """An SMTP connection to another server, from the greeting to the reply after the final dot (RFC 5321, 3207, 2920).
 
-Built on aiosmtplib's protocol: its reply parser, its STARTTLS, its flow control. Two things are ours. Replies are kept
-in order, so that MAIL, RCPT … DATA go out in one write where PIPELINING is offered (aiosmtplib drops replies it was not
-waiting for). And content goes out in pieces as it is: dots stuffed, nothing else touched, because it is signed.
+Built on aiosmtplib's protocol (`mta.wire`). MAIL, RCPT … DATA go out in one write where PIPELINING is offered. Content
+goes out in pieces as it is: dots stuffed, nothing else touched, because it is signed.
 
 Every wait has a timeout. Everything that goes wrong is a `Broken` with its phase, or a reply per recipient; what
 follows from it is `mta.trouble`'s business. A connection that was `Broken` is closed.
@@ -16,16 +15,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import ssl
-from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import cast
 
-from aiosmtplib.errors import SMTPException, SMTPResponseException, SMTPServerDisconnected
+from aiosmtplib.errors import SMTPException, SMTPResponseException
 from aiosmtplib.esmtp import parse_esmtp_extensions
-from aiosmtplib.protocol import COMMAND_INJECTION_REGEX, MAX_RESPONSE_LENGTH, SMTPProtocol
+from aiosmtplib.protocol import COMMAND_INJECTION_REGEX
 from aiosmtplib.response import SMTPResponse
 
 from pymx.config.model import Outbound
@@ -35,9 +33,10 @@ from pymx.mail.status import split_status
 from pymx.mta.mx import Host
 from pymx.mta.route import Hop, TlsMode
 from pymx.mta.trouble import Event, Phase, Remote
-from pymx.proto.smtp.dotstuff import DotEncoder
+from pymx.mta.wire import Outgoing, Wire
 from pymx.proto.smtp.reply import printable
 from pymx.proto.smtp.xtext import encode_xtext
+from pymx.queue.destination import routing_domain
 from pymx.spool import Content
 
 MAX_RECIPIENTS = 100  # of one transaction: what every server must take (RFC 5321 s. 4.5.3.1.8)
@@ -55,102 +54,6 @@ class Broken(Exception):
         self.what = what
         self.detail = detail
         self.refused: dict[int, tuple[Phase, Remote]] = {}
-
-
-class BareNewline(Exception):
-    """The content has a CR or LF that is no line end: peers would not agree where it stops. It must not be sent."""
-
-
-class Wire(SMTPProtocol):
-    """aiosmtplib's protocol with replies in a queue.
-
-    A subclass, although we have few: its reply slot is inside, and holds one.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop=loop)
-        self.replies: deque[SMTPResponse] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-        self._failure: Exception | None = None
-        self.lost = asyncio.Event()
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer.extend(data)
-        try:
-            while (response := self._read_response_from_buffer()) is not None:
-                self.replies.append(response)
-            if len(self._buffer) > MAX_RESPONSE_LENGTH or len(self.replies) > 2 * MAX_RECIPIENTS:
-                raise SMTPResponseException(-1, "Reply too long")
-        except SMTPResponseException as e:
-            del self._buffer[:]
-            self._fail(e)
-        self._notify()
-
-    def eof_received(self) -> bool:
-        self._fail(SMTPServerDisconnected("Connection closed by the remote"))
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._fail(SMTPServerDisconnected(f"Connection lost{f': {exc}' if exc else ''}"))
-        self.lost.set()
-
-    def _fail(self, error: Exception) -> None:
-        self._failure = self._failure or error
-        self._notify()
-
-    def _notify(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def read_response(self, timeout: float | None = None) -> SMTPResponse:  # noqa: ASYNC109  # its signature
-        """The next reply. Raises TimeoutError, SMTPServerDisconnected, SMTPResponseException."""
-        async with asyncio.timeout(timeout):
-            while not self.replies:
-                if self._failure is not None:
-                    raise self._failure
-                self._waiter = self._loop.create_future()
-                await self._waiter
-        return self.replies.popleft()
-
-    @property
-    def idle(self) -> bool:
-        """Whether a command may be sent: connected, and nothing came unasked."""
-        return self.is_connected and self._failure is None and not self.replies and not self._buffer
-
-    @property
-    def writing_paused(self) -> bool:
-        return self._paused
-
-    async def drained(self) -> None:
-        await self._drain_helper()
-
-
-class Outgoing:
-    """Content on its way out: dots stuffed, bare CR and LF refused. Holds back at most one CR."""
-
-    __slots__ = ("_carry", "_encoder")
-
-    def __init__(self) -> None:
-        self._encoder = DotEncoder()
-        self._carry = b""
-
-    def feed(self, data: bytes) -> bytes:
-        """`data` as it goes out. Raises BareNewline."""
-        if self._carry:
-            data, self._carry = self._carry + data, b""
-        if data.endswith(b"\r"):
-            data, self._carry = data[:-1], b"\r"
-        ends = data.count(b"\r\n")
-        if data.count(b"\n") != ends or data.count(b"\r") != ends:
-            raise BareNewline
-        return self._encoder.feed(data)
-
-    def finish(self) -> bytes:
-        """The end of the data. Raises BareNewline."""
-        if self._carry:
-            raise BareNewline
-        return self._encoder.finish()
 
 
 @dataclass(slots=True)
@@ -510,7 +413,7 @@ def _path(address: Address | None, *, utf8: bool) -> str:
         return ""
     if utf8 or address.is_ascii:
         return str(address)
-    return str(Address(address.local_part, address.ascii_domain))
+    return str(Address(address.local_part, routing_domain(address)))
 
 
 def _needs_smtputf8(envelope: Envelope, recipients: Sequence[Recipient], content: Content) -> bool:
@@ -518,7 +421,7 @@ def _needs_smtputf8(envelope: Envelope, recipients: Sequence[Recipient], content
     addresses = [r.address for r in recipients]
     if envelope.mail_from is not None:
         addresses.append(envelope.mail_from)
-    if any(not address.local_part.isascii() for address in addresses):
+    if any(not (address.local_part.isascii() and routing_domain(address).isascii()) for address in addresses):
         return True
     return envelope.smtputf8 and not content.head.isascii()
 

@@ -17,10 +17,11 @@ from pymx import log, metrics
 from pymx.config.model import Outbound
 from pymx.mail.envelope import Recipient
 from pymx.mail.status import split_status
-from pymx.mta.client import MAX_RECIPIENTS, BareNewline, Broken, Connection, Contexts
+from pymx.mta.client import MAX_RECIPIENTS, Broken, Connection, Contexts
 from pymx.mta.mx import Host, MxLookup, Unroutable
 from pymx.mta.route import Hop, TlsMode, by_hop
 from pymx.mta.trouble import Action, Event, Phase, Remote, Verdict, judge, last_host
+from pymx.mta.wire import BareNewline
 from pymx.queue.destination import routing_domain
 from pymx.queue.item import Attempt, Outcome, Result
 from pymx.resolver.resolver import Resolver

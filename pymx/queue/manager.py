@@ -77,6 +77,7 @@ class Manager:
         self._recorded = asyncio.Event()
         self._wake = asyncio.Event()
         self._stopping = False
+        self._finished = False  # no attempt runs any more
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
@@ -87,13 +88,14 @@ class Manager:
             self._queue.wake = self._wake.set
             try:
                 async with asyncio.TaskGroup() as group:
-                    recorder = group.create_task(self._record_ends())
+                    group.create_task(self._record_ends())
                     listener = group.create_task(self._listen())
                     async with asyncio.TaskGroup() as workers:
                         self._group = workers
                         await self._feed()
                     listener.cancel()
-                    recorder.cancel()
+                    self._finished = True
+                    self._ended.set()
             finally:
                 if self._ends:
                     await self._queue.record(self._ends)
@@ -358,10 +360,12 @@ class Manager:
 
     async def _record_ends(self) -> None:
         """Everything that ended while the last commit was made goes into the next."""
-        while True:
+        while self._ends or not self._finished:
             await self._ended.wait()
             self._ended.clear()
             batch = list(self._ends)
+            if not batch:
+                continue
             try:
                 await self._queue.record(batch)
             except OSError as e:

@@ -11,6 +11,7 @@ damaged state database is moved aside and rebuilt from the files by whoever meet
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import errno
 import socket
 import time
@@ -29,6 +30,7 @@ from pymx.queue.state import Finished, State, StateDamaged, Taken, Want
 
 T = TypeVar("T")
 _COUNT_EVERY_S = 10.0
+_READERS = 2
 _RECENT_OCTETS = 8 << 20  # kept of messages just accepted, for the attempt that follows at once
 _RECENT_MESSAGE_OCTETS = 65_536  # larger ones are read from their file
 
@@ -53,6 +55,7 @@ class Queue:
         self._files = Files(directory, disk)
         self._state = state or State(directory / "state.sqlite")
         self._committer = Committer(self._state, self._files, directory / "lock", self._repair)
+        self._readers = concurrent.futures.ThreadPoolExecutor(_READERS, "queue-reader")
         self._recent: OrderedDict[QueueId, StoredMessage] = OrderedDict()
         self._recent_octets = 0
         self._count = 0
@@ -63,7 +66,7 @@ class Queue:
     async def start(self) -> None:
         """Open or create the queue. A state database that can't be opened is rebuilt."""
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._open)
+        await loop.run_in_executor(self._readers, self._open)
         self._committer.start(loop)
         self._started = True
         if self.socket_path is not None:
@@ -83,7 +86,8 @@ class Queue:
         """Write what waits and close the files."""
         if self._started:
             self._started = False
-            await asyncio.get_running_loop().run_in_executor(None, self._committer.stop)
+            await asyncio.get_running_loop().run_in_executor(self._readers, self._committer.stop)
+        self._readers.shutdown()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -191,7 +195,7 @@ class Queue:
         if recent is not None:
             self._recent_octets -= recent.content_octets
             return recent
-        return await asyncio.get_running_loop().run_in_executor(None, self._files.read, queue_id)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._files.read, queue_id)
 
     async def set_aside(self, queue_id: QueueId, reason: str) -> None:
         """Take a damaged message out of the queue, keeping its file for a person to look at."""

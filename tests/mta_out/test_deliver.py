@@ -2,73 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import ssl
-from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from delivery_samples import (
+    DEFERRED,
+    FAILED,
+    MESSAGE,
+    OK,
+    DeliverTo,
+    Start,
+    attempt,
+    replaced,
+    results,
+    settings,
+    smarthost,
+)
 from support.dns_server import DnsServer
-from support.sinks import DROP, STALL, ScriptedRemote, SmtpSink
-from support.tls import CertificateAuthority, TlsFiles
+from support.sinks import DROP, STALL, SmtpSink
 
-from pymx.config.model import Dns, Outbound, Route
 from pymx.mail.address import Address, parse_address
-from pymx.mail.envelope import Envelope, Recipient
-from pymx.mta.deliver import Deliver
-from pymx.queue.item import Attempt, Outcome, QueueId, Result
-from pymx.resolver.resolver import Resolver
-from pymx.spool import Content, SpoolWriter
-
-Start = Callable[..., ScriptedRemote]
-MESSAGE = b"From: a@example.test\r\nSubject: hi\r\n\r\n.dot\r\n..two\r\nend\r\n"
-OK, DEFERRED, FAILED = Result.DELIVERED, Result.DEFERRED, Result.FAILED
-
-
-def attempt(*to: str, content: bytes | Content = MESSAGE, **envelope: object) -> Attempt:
-    sender = envelope.pop("mail_from", Address("alice", "example.test"))
-    recipients = tuple(Recipient(parse_address(a)) for a in to)
-    made = Envelope(sender, recipients, **envelope)  # type: ignore[arg-type]
-    return Attempt(
-        QueueId("Q1"), "", made, content if isinstance(content, Content) else Content.from_bytes(content), False, 1, 0.0
-    )
-
-
-def settings(port: int, **changes: object) -> Outbound:
-    values: dict[str, object] = {
-        "port": port, "allow_private": True, "connect_timeout_s": 2, "command_timeout_s": 1, "data_timeout_s": 1,
-    }  # fmt: skip
-    return Outbound(**(values | changes))  # type: ignore[arg-type]
-
-
-def smarthost(port: int, **changes: object) -> Outbound:
-    route = Route(**({"domain": "*", "host": "127.0.0.1", "port": port, "tls": "none"} | changes))  # type: ignore[arg-type]
-    return settings(port, route=[route])
-
-
-@pytest.fixture
-async def deliver_to(dns_server: DnsServer) -> AsyncIterator[Callable[[Outbound], Deliver]]:
-    made: list[Deliver] = []
-
-    def make(outbound: Outbound) -> Deliver:
-        deliver = Deliver(Resolver(Dns(nameservers=[dns_server.spec], timeout_s=2)), outbound, "mx.ours.test")
-        made.append(deliver)
-        return deliver
-
-    yield make
-    for deliver in made:
-        await deliver.close()
-    await asyncio.sleep(0)
-
-
-def results(outcomes: list[Outcome]) -> list[tuple[Result, str]]:
-    return [(o.result, o.status) for o in outcomes]
+from pymx.mail.envelope import Recipient
+from pymx.queue.item import Result
+from pymx.spool import SpoolWriter
 
 
 async def test_a_message_arrives_octet_for_octet(
-    scripted_remote: Start, dns_server: DnsServer, deliver_to: Callable[[Outbound], Deliver]
+    scripted_remote: Start, dns_server: DnsServer, deliver_to: DeliverTo
 ) -> None:
     """By MX, dots stuffed, envelope as it was."""
     remote = scripted_remote()
@@ -87,7 +49,7 @@ async def test_a_message_arrives_octet_for_octet(
 
 @pytest.mark.parametrize("pipelining", [True, False])
 async def test_each_recipient_has_the_outcome_of_its_own_reply(
-    scripted_remote: Start, deliver_to: Callable[[Outbound], Deliver], pipelining: bool
+    scripted_remote: Start, deliver_to: DeliverTo, pipelining: bool
 ) -> None:
     """Partial acceptance, in one transaction."""
     remote = scripted_remote(
@@ -137,7 +99,7 @@ TABLE = [
 @pytest.mark.parametrize("pipelining", [True, False])
 @pytest.mark.parametrize(("phase", "what", "expected"), TABLE)
 async def test_every_phase_and_failure(
-    scripted_remote: Start, deliver_to: Callable[[Outbound], Deliver],
+    scripted_remote: Start, deliver_to: DeliverTo,
     phase: str, what: str, expected: tuple[Result, str], pipelining: bool,
 ) -> None:  # fmt: skip
     """The table of phase and failure, over a real connection; afterwards the remote works again."""
@@ -169,7 +131,7 @@ async def test_every_phase_and_failure(
     ],
 )
 async def test_against_postfix_sink(
-    tmp_path: Path, deliver_to: Callable[[Outbound], Deliver], options: tuple[str, ...], expected: tuple[Result, str]
+    tmp_path: Path, deliver_to: DeliverTo, options: tuple[str, ...], expected: tuple[Result, str]
 ) -> None:
     """The same with a server that is not ours."""
     with SmtpSink(tmp_path / "sink", options=options) as sink:
@@ -181,7 +143,7 @@ async def test_against_postfix_sink(
 
 
 async def test_a_temporary_refusal_sends_it_to_the_next_host(
-    scripted_remote: Start, dns_server: DnsServer, deliver_to: Callable[[Outbound], Deliver]
+    scripted_remote: Start, dns_server: DnsServer, deliver_to: DeliverTo
 ) -> None:
     """4xx at one MX tries the next; what was accepted is not sent again."""
     first = scripted_remote(replies={"RCPT b@far.test": "450 4.2.1 busy"}, address="127.0.0.2")
@@ -193,7 +155,7 @@ async def test_a_temporary_refusal_sends_it_to_the_next_host(
 
 
 async def test_after_the_final_dot_no_other_host_is_tried(
-    scripted_remote: Start, dns_server: DnsServer, deliver_to: Callable[[Outbound], Deliver]
+    scripted_remote: Start, dns_server: DnsServer, deliver_to: DeliverTo
 ) -> None:
     """The message may have arrived: deferred, and counted."""
     first = scripted_remote(replies={".": DROP}, address="127.0.0.2")
@@ -204,9 +166,7 @@ async def test_after_the_final_dot_no_other_host_is_tried(
     assert second.connections == 0
 
 
-async def test_domains_without_servers_fail_with_their_reason(
-    dns_server: DnsServer, deliver_to: Callable[[Outbound], Deliver]
-) -> None:
+async def test_domains_without_servers_fail_with_their_reason(dns_server: DnsServer, deliver_to: DeliverTo) -> None:
     """Null MX, no such domain, each recipient by its own domain."""
     dns_server.zone("null.test", "@ MX 0 .")
     outcomes = await deliver_to(settings(25)).attempt(attempt("a@null.test", "b@nowhere.test"))
@@ -215,21 +175,17 @@ async def test_domains_without_servers_fail_with_their_reason(
     assert outcomes[0].mx == ""
 
 
-async def test_connections_are_kept_for_the_next_message(
-    scripted_remote: Start, deliver_to: Callable[[Outbound], Deliver]
-) -> None:
+async def test_connections_are_kept_for_the_next_message(scripted_remote: Start, deliver_to: DeliverTo) -> None:
     """[outbound] keep_connection_s and max_messages_per_connection."""
     remote = scripted_remote()
-    outbound = replace_struct(smarthost(remote.port), max_messages_per_connection=3)
+    outbound = replaced(smarthost(remote.port), max_messages_per_connection=3)
     deliver = deliver_to(outbound)
     for n in range(7):
         assert results(await deliver.attempt(attempt(f"a{n}@far.test"))) == [(OK, "2.0.0")]
     assert (len(remote.messages), remote.connections) == (7, 3)
 
 
-async def test_a_kept_connection_that_died_is_no_failure(
-    scripted_remote: Start, deliver_to: Callable[[Outbound], Deliver]
-) -> None:
+async def test_a_kept_connection_that_died_is_no_failure(scripted_remote: Start, deliver_to: DeliverTo) -> None:
     """Servers end idle connections as they like: silently, or with 421."""
     remote = scripted_remote(replies={"MAIL": ["250 ok", DROP, "250 ok", "421 4.4.2 idle too long"]})
     deliver = deliver_to(smarthost(remote.port))
@@ -239,7 +195,7 @@ async def test_a_kept_connection_that_died_is_no_failure(
 
 
 async def test_a_refused_transaction_leaves_the_connection_usable(
-    scripted_remote: Start, deliver_to: Callable[[Outbound], Deliver]
+    scripted_remote: Start, deliver_to: DeliverTo
 ) -> None:
     """RSET before the next MAIL."""
     remote = scripted_remote(replies={"RCPT": ["550 5.1.1 no"], "DATA": ["451 4.3.0 no"]}, extensions=())
@@ -251,9 +207,7 @@ async def test_a_refused_transaction_leaves_the_connection_usable(
     assert remote.commands.count("RSET") == 2
 
 
-async def test_too_many_recipients_go_in_further_transactions(
-    scripted_remote: Start, deliver_to: Callable[[Outbound], Deliver]
-) -> None:
+async def test_too_many_recipients_go_in_further_transactions(scripted_remote: Start, deliver_to: DeliverTo) -> None:
     """RFC 5321 s. 4.5.3.1.10, and never more than a hundred at once."""
     remote = scripted_remote(replies={f"RCPT r{n}@far.test": ["452 4.5.3 too many"] for n in range(60, 70)})
     outcomes = await deliver_to(smarthost(remote.port)).attempt(attempt(*(f"r{n}@far.test" for n in range(230))))
@@ -261,9 +215,7 @@ async def test_too_many_recipients_go_in_further_transactions(
     assert sorted(len(m.rcpt_to) for m in remote.messages) == [40, 90, 100]
 
 
-async def test_parameters_are_passed_where_they_are_offered(
-    scripted_remote: Start, deliver_to: Callable[[Outbound], Deliver]
-) -> None:
+async def test_parameters_are_passed_where_they_are_offered(scripted_remote: Start, deliver_to: DeliverTo) -> None:
     """RFC 1870, 6152, 3461."""
     remote = scripted_remote(extensions=("8BITMIME", "DSN"))
     made = attempt("bob@far.test", body="8BITMIME", ret="HDRS", envid="QQ+1 x")
@@ -280,7 +232,7 @@ async def test_parameters_are_passed_where_they_are_offered(
     assert not outcome.dsn_passed_on
 
 
-async def test_internationalized_mail(scripted_remote: Start, deliver_to: Callable[[Outbound], Deliver]) -> None:
+async def test_internationalized_mail(scripted_remote: Start, deliver_to: DeliverTo) -> None:
     """RFC 6531: SMTPUTF8 when needed, 5.6.7 when it is not there, A-labels when those do."""
     able, unable = scripted_remote(), scripted_remote(extensions=("8BITMIME",))
     utf8 = attempt("bücher@bücher.test", smtputf8=True)
@@ -291,13 +243,15 @@ async def test_internationalized_mail(scripted_remote: Start, deliver_to: Callab
     domain_only = attempt("bob@bücher.test", smtputf8=True)
     assert results(await deliver_to(smarthost(unable.port)).attempt(domain_only)) == [(OK, "2.0.0")]
     assert unable.messages[0].rcpt_to == ("bob@xn--bcher-kva.test",)
+    no_idna = attempt("bob@far.test")
+    odd = Recipient(Address("bob", "\u2603\u200d.test"))
+    no_idna = replace(no_idna, envelope=no_idna.envelope.with_recipients((odd,)))
+    assert results(await deliver_to(smarthost(unable.port)).attempt(no_idna)) == [(FAILED, "5.6.7")]
     header = attempt("bob@far.test", smtputf8=True, content="Subject: ü\r\n\r\nx\r\n".encode())
     assert results(await deliver_to(smarthost(unable.port)).attempt(header)) == [(FAILED, "5.6.7")]
 
 
-async def test_a_message_over_the_remote_limit_is_not_sent(
-    scripted_remote: Start, deliver_to: Callable[[Outbound], Deliver]
-) -> None:
+async def test_a_message_over_the_remote_limit_is_not_sent(scripted_remote: Start, deliver_to: DeliverTo) -> None:
     """RFC 1870 s. 6.1: told by its SIZE."""
     remote = scripted_remote(max_message_octets=20)
     outcomes = await deliver_to(smarthost(remote.port)).attempt(attempt("a@far.test"))
@@ -305,9 +259,7 @@ async def test_a_message_over_the_remote_limit_is_not_sent(
     assert not any(c.startswith("MAIL") for c in remote.commands)
 
 
-async def test_bare_newlines_never_leave_here(
-    scripted_remote: Start, deliver_to: Callable[[Outbound], Deliver]
-) -> None:
+async def test_bare_newlines_never_leave_here(scripted_remote: Start, deliver_to: DeliverTo) -> None:
     """SMTP smuggling: the next server may see the end elsewhere."""
     remote = scripted_remote()
     for body in (b"x\n.\nMAIL FROM:<evil@x>\n", b"x\r.\r\n", b"x\r"):
@@ -318,7 +270,7 @@ async def test_bare_newlines_never_leave_here(
 
 @pytest.mark.parametrize("octets", [100, 70_000, 3_000_000])
 async def test_contents_of_every_size_arrive_whole(
-    tmp_path: Path, scripted_remote: Start, deliver_to: Callable[[Outbound], Deliver], octets: int
+    tmp_path: Path, scripted_remote: Start, deliver_to: DeliverTo, octets: int
 ) -> None:
     """Streamed from memory or file, dots at every place."""
     line = b"." * 50 + b"\r\n.\r\n" + os.urandom(30).hex().encode() + b"\r\n"
@@ -328,14 +280,12 @@ async def test_contents_of_every_size_arrive_whole(
         spool.feed(data[start : start + 65_537])
     remote = scripted_remote()
     made = attempt("a@far.test", content=spool.finish())
-    outbound = replace_struct(smarthost(remote.port), data_timeout_s=30, command_timeout_s=30)
+    outbound = replaced(smarthost(remote.port), data_timeout_s=30, command_timeout_s=30)
     assert results(await deliver_to(outbound).attempt(made)) == [(OK, "2.0.0")]
     assert remote.messages[0].content == data + b"\r\n"
 
 
-async def test_long_and_odd_replies_are_tamed(
-    scripted_remote: Start, deliver_to: Callable[[Outbound], Deliver]
-) -> None:
+async def test_long_and_odd_replies_are_tamed(scripted_remote: Start, deliver_to: DeliverTo) -> None:
     """Several lines become one, an enhanced code is said once, controls are escaped, and nothing is endless."""
     remote = scripted_remote(replies={"RCPT": ["550-5.1.1 no such\r\n550 5.1.1 user \x1b[31mred", "550 " + "x" * 5000]})
     deliver = deliver_to(smarthost(remote.port))
@@ -343,110 +293,3 @@ async def test_long_and_odd_replies_are_tamed(
     assert outcome.reply == "550 5.1.1 no such user \\x1b[31mred"
     (outcome,) = await deliver.attempt(attempt("a@far.test"))
     assert len(outcome.reply) < 600
-
-
-# -- TLS ------------------------------------------------------------------------------------------------------------
-
-
-async def test_tls_is_used_when_it_is_offered_whatever_the_certificate(
-    scripted_remote: Start, dns_server: DnsServer, tls_files: TlsFiles, deliver_to: Callable[[Outbound], Deliver]
-) -> None:
-    """RFC 7435: opportunistic."""
-    remote = scripted_remote(tls=tls_files.server_context())
-    dns_server.zone("far.test", "@ MX 10 mx\nmx A 127.0.0.1")
-    (outcome,) = await deliver_to(settings(remote.port)).attempt(attempt("a@far.test"))
-    assert outcome.result is OK
-    assert outcome.tls.startswith("TLSv1.")
-    assert remote.messages[0].tls
-
-
-@pytest.mark.parametrize(
-    "how", [{"TLS": DROP}, {"STARTTLS": "454 4.7.0 not now"}, {"STARTTLS": "502 what"}, {"STARTTLS": DROP}]
-)
-async def test_tls_that_does_not_work_falls_back_to_plain_in_a_new_connection(
-    scripted_remote: Start, dns_server: DnsServer, tls_files: TlsFiles, deliver_to: Callable[[Outbound], Deliver],
-    how: dict[str, str],
-) -> None:  # fmt: skip
-    """Nothing forbids it, and the mail arrives."""
-    remote = scripted_remote(tls=tls_files.server_context(), replies=dict(how))
-    dns_server.zone("far.test", "@ MX 10 mx\nmx A 127.0.0.1")
-    (outcome,) = await deliver_to(settings(remote.port)).attempt(attempt("a@far.test"))
-    assert (outcome.result, outcome.tls) == (OK, "")
-    assert not remote.messages[0].tls
-    assert remote.connections == 2
-
-
-async def test_an_old_tls_version_falls_back_to_plain(
-    scripted_remote: Start, dns_server: DnsServer, tls_files: TlsFiles, deliver_to: Callable[[Outbound], Deliver]
-) -> None:
-    """TLS below 1.2 is not spoken."""
-    context = tls_files.server_context()
-    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
-        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
-    remote = scripted_remote(tls=context)
-    dns_server.zone("far.test", "@ MX 10 mx\nmx A 127.0.0.1")
-    (outcome,) = await deliver_to(settings(remote.port)).attempt(attempt("a@far.test"))
-    assert (outcome.result, outcome.tls) == (OK, "")
-
-
-async def test_a_verified_route_takes_the_right_certificate_only(
-    scripted_remote: Start, tls_files: TlsFiles, certificate_authority: CertificateAuthority,
-    deliver_to: Callable[[Outbound], Deliver],
-) -> None:  # fmt: skip
-    """[outbound] route, tls = "verified": the name and the root must fit, and there is no way without TLS."""
-    ca = str(tls_files.ca)
-    remote = scripted_remote(tls=tls_files.server_context())
-    (outcome,) = await deliver_to(smarthost(remote.port, tls="verified", ca_file=ca)).attempt(attempt("a@far.test"))
-    assert (outcome.result, outcome.tls != "") == (OK, True)
-    other = scripted_remote(tls=certificate_authority.issue("other", ("other.test",)).server_context())
-    for port, changes in (
-        (other.port, {"ca_file": ca}),
-        (remote.port, {}),  # the system's roots don't know this one
-        (scripted_remote().port, {"ca_file": ca}),
-    ):
-        (outcome,) = await deliver_to(smarthost(port, tls="verified", **changes)).attempt(attempt("a@far.test"))
-        assert (outcome.result, outcome.status[:4]) == (DEFERRED, "4.7.")
-    assert other.messages == []
-
-
-@pytest.mark.parametrize("mechanisms", ["PLAIN LOGIN", "LOGIN"])
-async def test_login_at_a_smarthost_over_implicit_tls(
-    tmp_path: Path, scripted_remote: Start, tls_files: TlsFiles, deliver_to: Callable[[Outbound], Deliver],
-    mechanisms: str,
-) -> None:  # fmt: skip
-    """RFC 4954, RFC 8314; the password is read from its file."""
-    (tmp_path / "password").write_text("s3cret\n")
-    remote = scripted_remote(
-        tls=tls_files.server_context(), implicit_tls=True, login=("me", "s3cret") if mechanisms != "LOGIN" else None,
-        extensions=() if mechanisms != "LOGIN" else ("AUTH LOGIN",),
-    )  # fmt: skip
-    remote.login = ("me", "s3cret")
-    changes = {
-        "tls": "implicit", "ca_file": str(tls_files.ca), "username": "me", "password_file": str(tmp_path / "password"),
-    }  # fmt: skip
-    deliver = deliver_to(smarthost(remote.port, **changes))
-    assert results(await deliver.attempt(attempt("a@far.test"))) == [(OK, "2.0.0")]
-    (tmp_path / "password").write_text("wrong\n")
-    assert results(await deliver_to(smarthost(remote.port, **changes)).attempt(attempt("a@far.test"))) == [
-        (DEFERRED, "4.7.8")
-    ]
-
-
-async def test_a_password_is_not_sent_without_tls(
-    tmp_path: Path, scripted_remote: Start, deliver_to: Callable[[Outbound], Deliver]
-) -> None:
-    """Unless the setting says tls = "none"."""
-    (tmp_path / "password").write_text("s3cret\n")
-    remote = scripted_remote(login=("me", "s3cret"))
-    login = {"username": "me", "password_file": str(tmp_path / "password")}
-    (outcome,) = await deliver_to(smarthost(remote.port, tls="opportunistic", **login)).attempt(attempt("a@far.test"))
-    assert outcome.result is DEFERRED
-    assert not any("AUTH" in c for c in remote.commands)
-    (outcome,) = await deliver_to(smarthost(remote.port, tls="none", **login)).attempt(attempt("a@far.test"))
-    assert outcome.result is OK
-
-
-def replace_struct(outbound: Outbound, **changes: object) -> Outbound:
-    import msgspec
-
-    return msgspec.structs.replace(outbound, **changes)

@@ -1,0 +1,160 @@
+"""Delivery over TLS, on both event loops: opportunistic, verified, implicit, with login."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import uvloop
+from delivery_samples import (
+    DEFERRED,
+    MESSAGE,
+    OK,
+    DeliverTo,
+    Start,
+    attempt,
+    delivering,
+    results,
+    settings,
+    smarthost,
+)
+from support.dns_server import DnsServer
+from support.sinks import DROP
+from support.tls import CertificateAuthority, TlsFiles
+
+
+def on_both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """uvloop by default, asyncio as the fallback: run an async test on a loop of each kind."""
+
+    def run(loop_factory: Callable[[], asyncio.AbstractEventLoop], dns_server: DnsServer, **fixtures: object) -> None:
+        async def scenario() -> None:
+            async with delivering(dns_server) as deliver_to:
+                wanted = {"dns_server": dns_server} if "dns_server" in parameters else {}
+                await test(deliver_to=deliver_to, **wanted, **fixtures)
+
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(scenario())
+
+    signature = inspect.signature(test)
+    parameters = signature.parameters
+    names = ["loop_factory", *(n for n in parameters if n != "deliver_to"), *({"dns_server"} - set(parameters))]
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # pytest asks it for the fixtures
+        [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+    )
+    run.pytestmark = [  # type: ignore[attr-defined]
+        *getattr(test, "pytestmark", []),
+        pytest.mark.parametrize(
+            "loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+        ).mark,
+    ]
+    return run
+
+
+@on_both_loops
+async def test_tls_is_used_when_it_is_offered_whatever_the_certificate(
+    scripted_remote: Start, dns_server: DnsServer, tls_files: TlsFiles, deliver_to: DeliverTo
+) -> None:
+    """RFC 7435: opportunistic."""
+    remote = scripted_remote(tls=tls_files.server_context())
+    dns_server.zone("far.test", "@ MX 10 mx\nmx A 127.0.0.1")
+    (outcome,) = await deliver_to(settings(remote.port)).attempt(attempt("a@far.test"))
+    assert outcome.result is OK
+    assert outcome.tls.startswith("TLSv1.")
+    assert remote.messages[0].tls
+    assert remote.messages[0].content == MESSAGE
+
+
+@on_both_loops
+@pytest.mark.parametrize(
+    "how", [{"TLS": DROP}, {"STARTTLS": "454 4.7.0 not now"}, {"STARTTLS": "502 what"}, {"STARTTLS": DROP}]
+)
+async def test_tls_that_does_not_work_falls_back_to_plain_in_a_new_connection(
+    scripted_remote: Start, dns_server: DnsServer, tls_files: TlsFiles, deliver_to: DeliverTo,
+    how: dict[str, str],
+) -> None:  # fmt: skip
+    """Nothing forbids it, and the mail arrives."""
+    remote = scripted_remote(tls=tls_files.server_context(), replies=dict(how))
+    dns_server.zone("far.test", "@ MX 10 mx\nmx A 127.0.0.1")
+    (outcome,) = await deliver_to(settings(remote.port)).attempt(attempt("a@far.test"))
+    assert (outcome.result, outcome.tls) == (OK, "")
+    assert not remote.messages[0].tls
+    assert remote.connections == 2
+
+
+@on_both_loops
+async def test_an_old_tls_version_falls_back_to_plain(
+    scripted_remote: Start, dns_server: DnsServer, tls_files: TlsFiles, deliver_to: DeliverTo
+) -> None:
+    """TLS below 1.2 is not spoken."""
+    context = tls_files.server_context()
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    remote = scripted_remote(tls=context)
+    dns_server.zone("far.test", "@ MX 10 mx\nmx A 127.0.0.1")
+    (outcome,) = await deliver_to(settings(remote.port)).attempt(attempt("a@far.test"))
+    assert (outcome.result, outcome.tls) == (OK, "")
+
+
+@on_both_loops
+async def test_a_verified_route_takes_the_right_certificate_only(
+    scripted_remote: Start, tls_files: TlsFiles, certificate_authority: CertificateAuthority,
+    deliver_to: DeliverTo,
+) -> None:  # fmt: skip
+    """[outbound] route, tls = "verified": the name and the root must fit, and there is no way without TLS."""
+    ca = str(tls_files.ca)
+    remote = scripted_remote(tls=tls_files.server_context())
+    (outcome,) = await deliver_to(smarthost(remote.port, tls="verified", ca_file=ca)).attempt(attempt("a@far.test"))
+    assert (outcome.result, outcome.tls != "") == (OK, True)
+    other = scripted_remote(tls=certificate_authority.issue("other", ("other.test",)).server_context())
+    for port, changes in (
+        (other.port, {"ca_file": ca}),
+        (remote.port, {}),  # the system's roots don't know this one
+        (scripted_remote().port, {"ca_file": ca}),
+    ):
+        (outcome,) = await deliver_to(smarthost(port, tls="verified", **changes)).attempt(attempt("a@far.test"))
+        assert (outcome.result, outcome.status[:4]) == (DEFERRED, "4.7.")
+    assert other.messages == []
+
+
+@on_both_loops
+@pytest.mark.parametrize("mechanisms", ["PLAIN LOGIN", "LOGIN"])
+async def test_login_at_a_smarthost_over_implicit_tls(
+    tmp_path: Path, scripted_remote: Start, tls_files: TlsFiles, deliver_to: DeliverTo,
+    mechanisms: str,
+) -> None:  # fmt: skip
+    """RFC 4954, RFC 8314; the password is read from its file."""
+    (tmp_path / "password").write_text("s3cret\n")
+    remote = scripted_remote(
+        tls=tls_files.server_context(), implicit_tls=True, login=("me", "s3cret") if mechanisms != "LOGIN" else None,
+        extensions=() if mechanisms != "LOGIN" else ("AUTH LOGIN",),
+    )  # fmt: skip
+    remote.login = ("me", "s3cret")
+    changes = {
+        "tls": "implicit", "ca_file": str(tls_files.ca), "username": "me", "password_file": str(tmp_path / "password"),
+    }  # fmt: skip
+    deliver = deliver_to(smarthost(remote.port, **changes))
+    assert results(await deliver.attempt(attempt("a@far.test"))) == [(OK, "2.0.0")]
+    (tmp_path / "password").write_text("wrong\n")
+    assert results(await deliver_to(smarthost(remote.port, **changes)).attempt(attempt("a@far.test"))) == [
+        (DEFERRED, "4.7.8")
+    ]
+
+
+@on_both_loops
+async def test_a_password_is_not_sent_without_tls(
+    tmp_path: Path, scripted_remote: Start, deliver_to: DeliverTo
+) -> None:
+    """Unless the setting says tls = "none"."""
+    (tmp_path / "password").write_text("s3cret\n")
+    remote = scripted_remote(login=("me", "s3cret"))
+    login = {"username": "me", "password_file": str(tmp_path / "password")}
+    (outcome,) = await deliver_to(smarthost(remote.port, tls="opportunistic", **login)).attempt(attempt("a@far.test"))
+    assert outcome.result is DEFERRED
+    assert not any("AUTH" in c for c in remote.commands)
+    (outcome,) = await deliver_to(smarthost(remote.port, tls="none", **login)).attempt(attempt("a@far.test"))
+    assert outcome.result is OK
