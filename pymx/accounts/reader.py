@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,7 +235,7 @@ def _engine(url: URL, database: Database) -> AsyncEngine:
         )
     return create_async_engine(
         reading_url(url),
-        async_creator=_connect_to_mariadb(reading_url(url), database.timeout_s),
+        connect_args={"connect_timeout": database.timeout_s},
         # set here: per connection it would cost two more round trips at each use
         isolation_level="AUTOCOMMIT",
         skip_autocommit_rollback=True,
@@ -245,21 +245,3 @@ def _engine(url: URL, database: Database) -> AsyncEngine:
         pool_recycle=1800,
         pool_use_lifo=True,
     )
-
-
-def _connect_to_mariadb(url: URL, timeout_s: int) -> Callable[[], Awaitable[Any]]:
-    """aiomysql's own `connect` leaves the socket open when it is cancelled while a frozen server is silent."""
-    positional, named = url.get_dialect()().create_connect_args(url)
-
-    async def connect() -> Any:
-        import aiomysql  # not for SQLite
-
-        connection = aiomysql.Connection(*positional, **named, connect_timeout=timeout_s)
-        try:
-            await connection._connect()
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    return connect

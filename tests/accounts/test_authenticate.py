@@ -138,6 +138,19 @@ async def test_a_user_removed_during_the_check_does_not_get_in(bench: Bench, reg
         await login
 
 
+async def test_a_password_changed_during_the_check_does_not_let_the_old_one_in(bench: Bench, registry: Registry):
+    registry.set_password(ALICE, passwords.make("geheim", 11))
+    bench.directory.invalidate()
+    login = asyncio.ensure_future(bench.login("geheim"))
+    while not vars(bench.authenticator)["_running"]:
+        await asyncio.sleep(0)
+    registry.set_password(ALICE, passwords.make("neu", 4))
+    bench.directory.invalidate()
+    with pytest.raises(AuthenticationFailed):
+        await login
+    assert await bench.login("neu") == ALICE
+
+
 async def test_an_unknown_user_takes_as_long_as_a_wrong_password(bench: Bench):
     """Else the time tells who is here. The dummy has the cost of the hashes that are in use."""
     await bench.refused("wrong")
@@ -168,6 +181,7 @@ async def test_a_failed_login_is_logged_with_its_reason_and_never_the_password(
 
 async def test_too_many_waiting_checks_are_turned_away_for_the_moment(directory: Directory):
     bench = Bench(directory, Clock(), password_threads=1, password_queue=2)
+    await bench.refused("wrong")  # now the account is in the directory's cache, and all come to the pool at once
     results = await asyncio.gather(*(bench.login(f"wrong{i}") for i in range(10)), return_exceptions=True)
     kinds = [type(result) for result in results]
     assert kinds.count(AuthenticationFailed) == 3

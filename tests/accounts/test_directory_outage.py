@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -137,6 +138,18 @@ async def test_a_frozen_database_costs_its_timeout_and_then_nothing(directory: D
     finally:
         mariadb.resume()
     await wait_until(lambda: answers(directory), what="the directory answers again")
+
+
+async def test_a_connect_that_a_frozen_database_leaves_hanging_is_closed(filled: MariaDatabase, mariadb: MariaDb):
+    """The kernel accepts for it; the greeting never comes. A socket left open is a warning, which is an error here."""
+    mariadb.pause()
+    try:
+        directory = new_directory(settings(filled))
+        await directory.start()
+        await directory.close()
+        gc.collect()
+    finally:
+        mariadb.resume()
 
 
 async def test_the_daemon_starts_without_the_database_and_finds_it_later(filled: MariaDatabase, mariadb: MariaDb):
