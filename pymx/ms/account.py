@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -16,11 +17,12 @@ from pymx.ms.box import Box, Home
 from pymx.ms.disk import Disk
 from pymx.ms.errors import NoSuchMailbox, translated
 from pymx.ms.index import Index, IndexBusy, IndexDamaged
-from pymx.ms.layout import INBOX, Layout, Levels, is_mailbox
+from pymx.ms.layout import INBOX, Layout, Levels, is_mailbox, storage_name
 from pymx.ms.owner import Owner
 from pymx.ms.reconcile import reconcile
 
 T = TypeVar("T")
+_TMP_S = 36 * 3600
 _log = log.get("ms")
 
 
@@ -41,9 +43,11 @@ class Account:
     ) -> None:
         self.layout = layout
         self.email = owner.email
-        self.uses = 0  # calls in progress, kept by the store
+        self.uses = 0  # calls in progress, and
+        self.sessions = 0  # open mailboxes, both kept by the store
         self._boxes: dict[Levels, Box] = {}
         self._mutex = threading.Lock()
+        self._counted = False
         try:
             mode = os.stat(root).st_mode & 0o666
         except FileNotFoundError:
@@ -113,12 +117,29 @@ class Account:
         self.home.disk.sync_directory(parent)
 
     def usage(self) -> tuple[int, int]:
-        """Octets and messages of all mailboxes that have been looked at."""
+        """Octets and messages of all mailboxes; those the index has never seen are looked at first."""
+        if not self._counted:
+            self.make_inbox()
+            with self.home.index.read() as db:
+                known = {name for (name,) in db.execute("SELECT name FROM mailbox WHERE guid <> ''")}
+            for levels in self.layout.mailboxes(self.home.root):
+                if storage_name(levels) not in known:
+                    self.box(levels).refresh()
+            self._counted = True
         with self.home.index.read() as db:
             found: tuple[int, int] = db.execute(
                 "SELECT coalesce(sum(octets), 0), coalesce(sum(messages), 0) FROM mailbox"
             ).fetchone()
         return found
+
+    def tidy(self) -> None:
+        """Now and then, not in a mail path: checkpoint, forget old changes, remove what deliveries left in `tmp/`."""
+        self.home.index.checkpoint()
+        self.home.index.forget_old_changes()
+        with self._mutex:
+            boxes = list(self._boxes.values())
+        for box in boxes:
+            sweep_tmp(box)
 
     def subscribe(self, levels: Levels, *, subscribe: bool) -> None:
         self._make_root(self.home.root)
@@ -129,3 +150,15 @@ class Account:
 
     def close(self) -> None:
         self.home.index.close()
+
+
+def sweep_tmp(box: Box) -> None:
+    """Remove files that lie in `tmp/` for more than 36 h (Maildir)."""
+    before = time.time() - _TMP_S
+    try:
+        with os.scandir(box.tmp) as entries:
+            old = [e.path for e in entries if e.is_file(follow_symlinks=False) and e.stat().st_mtime < before]
+    except FileNotFoundError:
+        return
+    for path in old:
+        box.home.disk.unlink(path)

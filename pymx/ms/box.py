@@ -106,6 +106,8 @@ class Box:
         self.reconcile = reconcile
         self.views = ViewCache()
         self.last_listing = 0.0
+        self.seen: Stamp | None = None  # what the files looked like when the index was last known to be current
+        self.first_change = True
         self.guid = ""  # as last seen in the index
         self.users = 0
         self._told = (0, 0)  # inode and size of the uidlist up to which it is known to be on disk
@@ -156,13 +158,19 @@ class Box:
             return not (now - row.dirty_since > 2.0 and now - self.last_listing > 60.0)
         return True
 
+    def quiet(self) -> bool:
+        """Nothing changed since the last look, as three stats show; without the index."""
+        return self.seen is not None and self.stamp() == self.seen
+
     def refresh(self) -> None:
         """Take in what others did to the files, if anything."""
         with self.home.index.read() as db:
             row = self.row(db)
         if not self.current(row):
             with Hold(self):
-                pass
+                return
+        assert row is not None
+        self.seen = None if row.dirty_since else row.stamp
 
     def tell(self, ino: int, size: int) -> None:
         """The told barrier: return only when the uidlist is on disk up to `size`."""
@@ -311,6 +319,7 @@ class Hold:
         row = self.row
         stamp = self.box.stamp()
         row.uidlist_ino, row.uidlist_size, row.uidlist_mtime, row.cur_mtime, row.new_mtime = stamp
+        self.box.seen = None if row.dirty_since else stamp
         self.db.execute(
             _UPDATE,
             (
@@ -336,6 +345,12 @@ class Hold:
     def touched(self) -> None:
         """Files changed by us: note their state at the end, and look once more when all is quiet."""
         self._touched = True
+        if self.box.first_change:
+            self.box.first_change = False
+            try:
+                self.disk.unlink(os.path.join(self.box.home.root, b"maildirsize"))  # Dovecot makes it anew
+            except FileNotFoundError:
+                pass
         self.row.dirty_since = time.time()
 
     def saved(self) -> None:

@@ -29,6 +29,8 @@ SCHEMA = 1
 UID_BITS = 32
 UID_MASK = 0xFFFFFFFF
 _CHECKPOINT_COMMITS = 400
+_CHANGE_DAYS = 90
+_CHANGE_RUNS = 100_000
 _log = log.get("ms")
 
 _TABLES = """
@@ -150,6 +152,19 @@ class Index:
         self._commits = 0
         with self.read() as db:
             db.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def forget_old_changes(self) -> None:
+        """Keep 90 days of `change`, and no more than 100,000 runs a mailbox; what goes raises `expunge_floor`."""
+        oldest = time.time_ns() // 1000 - _CHANGE_DAYS * 86_400_000_000
+        with self.write() as db:
+            for (mailbox,) in db.execute("SELECT id FROM mailbox").fetchall():
+                extra = db.execute(
+                    "SELECT modseq FROM change WHERE mailbox=? ORDER BY modseq DESC LIMIT 1 OFFSET ?",
+                    (mailbox, _CHANGE_RUNS),
+                ).fetchone()
+                floor = max(oldest, extra[0] if extra else 0)
+                if db.execute("DELETE FROM change WHERE mailbox=? AND modseq<=?", (mailbox, floor)).rowcount:
+                    db.execute("UPDATE mailbox SET expunge_floor=max(expunge_floor, ?) WHERE id=?", (floor, mailbox))
 
     def close(self) -> None:
         """Close all connections that are not in use; the count of users of this boot goes down."""

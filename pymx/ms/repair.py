@@ -168,10 +168,12 @@ def rewrite_without(hold: Hold, dropped: set[int]) -> None:
 def compact(hold: Hold) -> None:
     """Rewrite the uidlist if more than a quarter (and more than 1,000) of its lines are of expunged messages."""
     row = hold.row
-    line_octets = 24  # the shortest line there can be
-    if row.uidlist_size < line_octets * (row.messages + 1000):
-        return
     with open(hold.box.uidlist, "rb") as file:
+        sample = file.read(16384)
+        lines = sample.count(b"\n") * row.uidlist_size // max(1, len(sample))
+        if (lines - row.messages) * 5 < lines or lines - row.messages < 800:
+            return  # by the length of its first lines
+        file.seek(0)
         found = uidlist.parse(file.read())
     alive = {uid for uid, _ in _rows(hold)}
     dead = len(found.records) - len(alive)

@@ -122,6 +122,7 @@ class Store:
         self._boot = boot
         self._host = names.host_part(hostname)
         self._accounts: dict[str, Account] = {}
+        self._open_indexes: dict[str, Account] = {}
         self.hints = Hints(runtime_dir)
         self.watch = Watch(self._look)
         self._pool = ThreadPoolExecutor(mail.threads, thread_name_prefix="ms")
@@ -139,15 +140,15 @@ class Store:
         for account in list(self._accounts.values()):
             await loop.run_in_executor(self._bulk, functools.partial(account.call, account.close))
         self._accounts.clear()
+        self._open_indexes.clear()
         await loop.run_in_executor(None, self._pool.shutdown)
         await loop.run_in_executor(None, self._bulk.shutdown)
 
     # Threads and accounts
 
     def _account(self, owner: Owner) -> Account:
-        account = self._accounts.pop(owner.email, None)
+        account = self._accounts.get(owner.email)
         if account is None:
-            self._evict()
             root = owner.path(self._root)
             if self._mail.index_dir:
                 index = os.path.join(owner.path(os.fsencode(self._mail.index_dir)), INDEX_NAME)
@@ -163,16 +164,21 @@ class Store:
                 changed=self.hints.publish,
                 boot=self._boot,
             )
-        self._accounts[owner.email] = account  # last used last
+            self._accounts[owner.email] = account
+        self._used(account)
         return account
 
-    def _evict(self) -> None:
-        for email, account in list(self._accounts.items()):
-            if len(self._accounts) < MAX_OPEN_ACCOUNTS:
-                return
-            if not account.uses:
-                del self._accounts[email]
-                self._bulk.submit(account.call, account.close)
+    def _used(self, account: Account) -> None:
+        """Last used last; beyond the limit the indexes of those at the front are closed."""
+        self._open_indexes.pop(account.email, None)
+        self._open_indexes[account.email] = account
+        if len(self._open_indexes) > MAX_OPEN_ACCOUNTS:
+            idle = next((a for a in self._open_indexes.values() if not a.uses and a is not account), None)
+            if idle is not None:
+                del self._open_indexes[idle.email]
+                if not idle.sessions:
+                    del self._accounts[idle.email]
+                self._bulk.submit(idle.call, idle.close)
 
     async def run(self, owner: Owner, function: Callable[[Account], T], *, bulk: bool = False) -> T:
         """`function(account)` in a thread, with the account kept open meanwhile and errors translated."""
@@ -184,7 +190,7 @@ class Store:
         finally:
             account.uses -= 1
             if account.home.index.wants_checkpoint:
-                self._bulk.submit(account.call, account.home.index.checkpoint)
+                self._bulk.submit(account.call, account.tidy)
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Plain file work in a thread."""
@@ -196,27 +202,43 @@ class Store:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def retain(self, owner: Owner) -> Account:
-        """An account that stays open until `release`: a session has a mailbox of it selected."""
+        """An account that is remembered until `release`: a session has a mailbox of it selected."""
         account = self._account(owner)
-        account.uses += 1
+        account.sessions += 1
         return account
 
     def release(self, account: Account) -> None:
-        account.uses -= 1
+        account.sessions -= 1
+        if not account.sessions and not account.uses and account.email not in self._open_indexes:
+            self._accounts.pop(account.email, None)
 
     async def _look(self, boxes: list[Box]) -> None:
         """Compare watched mailboxes with their index; differences become hints."""
+        accounts = [a for email in {box.home.email for box in boxes} if (a := self._accounts.get(email))]
+        for account in accounts:
+            account.uses += 1
 
-        def look() -> None:
+        def look() -> list[Account]:
+            opened = []
             for box in boxes:
                 try:
-                    box.refresh()
+                    with translated():
+                        if box.quiet():
+                            continue
+                        box.refresh()
+                        opened += [a for a in accounts if a.email == box.home.email]
                 except NoSuchMailbox:
                     box.home.changed(box.guid, 0)
-                except (OSError, StoreError) as error:
-                    _log.warning("mailbox_not_looked_at", mailbox=box.name, account=box.home.email, error=str(error))
+                except StoreError as error:
+                    _log.warning("mailbox_not_looked_at", mailbox=box.name, account=box.home.email, reason=error.reason)
+            return opened
 
-        await asyncio.get_running_loop().run_in_executor(self._bulk, look)
+        try:
+            for account in await asyncio.get_running_loop().run_in_executor(self._bulk, look):
+                self._used(account)
+        finally:
+            for account in accounts:
+                account.uses -= 1
 
     # Delivery
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from pymx.ms.errors import (
 )
 from pymx.ms.mailbox import NO_RECENT, Mailbox
 from pymx.ms.owner import Owner
-from pymx.ms.store import Append, Delivered, Delivery, Store
+from pymx.ms.store import MAX_OPEN_ACCOUNTS, Append, Delivered, Delivery, Store
 from pymx.spool import SpoolWriter
 
 
@@ -407,3 +408,54 @@ async def test_deleting_the_mailbox_wakes_its_sessions(store: Store) -> None:
     with pytest.raises(NoSuchMailbox):
         await mailbox.refresh()
     mailbox.close()
+
+
+async def test_only_so_many_indexes_are_open(store: Store) -> None:
+    """Sessions that wait cost no index connection; what was closed is opened again when needed."""
+    owners = [Owner("example.test", f"user{n}") for n in range(MAX_OPEN_ACCOUNTS + 8)]
+    for owner in owners:
+        await store.deliver([Delivery(owner, "INBOX", content("x"))])
+    boxes = [await store.open(owner, "INBOX", read_only=False) for owner in owners]
+    assert len(store._open_indexes) <= MAX_OPEN_ACCOUNTS
+    for box in boxes:
+        await store.deliver([Delivery(box.owner, "INBOX", content("y"))])
+        assert (await box.refresh()).arrived == 1
+        box.close()
+    assert len(store._accounts) <= MAX_OPEN_ACCOUNTS
+
+
+async def test_usage_counts_mailboxes_never_looked_at(store: Store, tmp_path: Path) -> None:
+    """An account taken over from another server."""
+    for part in ("cur", "new", "tmp"):
+        maildir(tmp_path, f".Old/{part}").mkdir(parents=True)
+        maildir(tmp_path, part).mkdir(parents=True)
+    drop(maildir(tmp_path, ".Old"), "1.2.mx", "old")
+    assert (await store.usage(OWNER)).messages == 1
+    assert await look(store, "Old") == {1: "old"}
+
+
+async def test_maildirsize_goes_at_the_first_change(store: Store, tmp_path: Path) -> None:
+    """Dovecot and Courier make it anew; a stale one would be wrong (STORE.md s. 1)."""
+    await deliver(store, "a")
+    maildir(tmp_path, "maildirsize").write_text("1S\n")
+    store.hints.close()
+    other = new_store(tmp_path)
+    await other.start()
+    await deliver(other, "b")
+    assert not maildir(tmp_path, "maildirsize").exists()
+    await other.close()
+
+
+async def test_a_masked_foreign_change_is_found_when_all_is_quiet(store: Store, tmp_path: Path) -> None:
+    """STORE.md s. 5: a change in the same clock tick as ours leaves no other time; two seconds later it is seen."""
+    await deliver(store, "a")
+    await look(store)
+    stat = maildir(tmp_path, "new").stat()
+    drop(maildir(tmp_path), "1700000000.M20P1.other", "masked")
+    os.utime(maildir(tmp_path, "new"), ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert await look(store) == {1: "a"}
+    with sqlite3.connect(maildir(tmp_path, "pymx.index")) as db:
+        db.execute("UPDATE mailbox SET dirty_since = dirty_since - 3")
+    db.close()
+    store._accounts[OWNER.email].box(("INBOX",)).last_listing -= 61  # at most once a minute
+    assert await look(store) == {1: "a", 2: "masked"}
