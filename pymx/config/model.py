@@ -139,7 +139,7 @@ class Imap(Struct, forbid_unknown_fields=True, frozen=True):
         Annotated[int, Meta(ge=1800)], _doc("silence before a session ends (RFC 3501 s. 5.4: at least 30 min)")
     ] = 1860
     max_line_octets: Annotated[Positive, _doc("length of a command without its literals")] = 65_536
-    max_errors: Annotated[Positive, _doc("bad commands in one session, then BYE")] = 20
+    max_errors: Annotated[Positive, _doc("bad commands in a row, or failed logins, then BYE")] = 20
 
 
 class Lmtp(Struct, forbid_unknown_fields=True, frozen=True):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 STILL_HERE_S = 120.0
 KEEP_MESSAGE_S = 10.0
 _MAX_WAITING = 131_072  # octets of further commands taken in while one runs
+_MAX_BEFORE_LOGIN = 16_384  # octets of a command, and of what waits behind it, from somebody unknown
 _MAX_SWALLOWED = 4  # times the size of the largest message: what is read of a literal nobody wants
 
 
@@ -64,7 +65,9 @@ class Session(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
-        self._receiver = Receiver(max_line_octets=server.imap.max_line_octets, make_sink=server.sink)
+        self._receiver = Receiver(
+            max_line_octets=min(_MAX_BEFORE_LOGIN, server.imap.max_line_octets), make_sink=server.sink
+        )
         self._idle_tag: bytes | None = None
         self._dirty = False
         self._line: asyncio.Future[None] | None = None  # AUTHENTICATE waits for a line
@@ -107,7 +110,8 @@ class Session(asyncio.Protocol):
             return
         if self._line is not None and not self._line.done():
             self._line.set_result(None)
-        if self._receiver.buffered_octets > _MAX_WAITING and not self._reading_paused and self._transport:
+        limit = _MAX_BEFORE_LOGIN if self._client.owner is None else _MAX_WAITING
+        if self._receiver.buffered_octets > limit and not self._reading_paused and self._transport is not None:
             self._reading_paused = True
             self._transport.pause_reading()
 
@@ -390,7 +394,7 @@ class Session(asyncio.Protocol):
         self.count_error()
 
     def count_error(self) -> None:
-        """Too many of them and the session ends."""
+        """Too many of them in a row, or before login, and the session ends."""
         self._errors += 1
         if self._errors >= self._server.imap.max_errors:
             self._bye("Too many bad commands.", "too many errors")
@@ -430,6 +434,8 @@ class Session(asyncio.Protocol):
             )
             client.write(b"%b NO [SERVERBUG] Internal error.\r\n" % tag)
         else:
+            if client.owner is not None:
+                self._errors = 0  # only those in a row count, but passwords are not to be tried for ever
             if done:
                 client.write(b"%b %b\r\n" % (tag, done))
 
@@ -440,6 +446,7 @@ class Session(asyncio.Protocol):
             await self._tell(expunge=command.changes is Changes.ALL)
         if client.owner is not None and not self._receiver.append_limit:
             limit = self._server.mail.max_message_octets
+            self._receiver.max_line_octets = self._server.imap.max_line_octets
             self._receiver.append_limit = limit
             self._receiver.swallow_limit = _MAX_SWALLOWED * limit
         return done

@@ -109,6 +109,27 @@ async def test_too_many_bad_commands_end_the_session(tmp_path: Path, tls_files: 
         await client.close()
 
 
+async def test_bad_commands_now_and_then_do_not_end_a_session(tmp_path: Path, tls_files: TlsFiles) -> None:
+    """A client that tries an extension in each of its rounds may go on for days."""
+    async with running(tmp_path, tls_files, imap=Imap(max_errors=3)) as rig:
+        client = await rig.select()
+        for _ in range(5):
+            assert (await client.ask("GETQUOTAROOT INBOX"))[-1].startswith(b"BAD")
+            await client.ok("NOOP")
+        await client.close()
+
+
+async def test_unknown_clients_may_send_little(rig: Rig) -> None:
+    """Buffers before login are small; after it a long command is in order."""
+    client = await rig.connect()
+    assert (await client.ask("LOGIN {20000}"))[-1] == b"BAD [TOOBIG] Literal is too large"
+    assert (await client.ask("NOOP " + "x" * 20_000))[-1] == b"BAD [TOOBIG] Command line is too long"
+    await client.ok("LOGIN alice@example.test secret")
+    await client.ok("SELECT INBOX")
+    await client.ok("UID FETCH " + ",".join(str(n) for n in range(1, 20_000, 3)) + " FLAGS")
+    await client.close()
+
+
 async def test_connections_over_the_cap_are_turned_away(tmp_path: Path, tls_files: TlsFiles) -> None:
     """[imap] max_connections_per_ip; a place is free again when a session ends."""
     async with running(tmp_path, tls_files, imap=Imap(max_connections_per_ip=1)) as rig:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left
 
 from pymx.imapd.client import Client
-from pymx.mail import flags, search
 from pymx.proto.imap.commands.plain import Nothing
 from pymx.proto.imap.commands.select import Select
 
@@ -22,9 +21,10 @@ async def select(client: Client, arguments: Select) -> bytes:
     client.write_flags()
     client.write_counts()
     view = mailbox.uids
-    unseen = await mailbox.search(search.Flags(flags.SEEN, want=False)) if view else []
-    if unseen:
-        client.write(b"* OK [UNSEEN %d] First unseen.\r\n" % (bisect_left(view, unseen[0]) + 1))
+    unseen = await mailbox.first_unseen()
+    at = bisect_left(view, unseen) if unseen is not None else len(view)
+    if at < len(view):
+        client.write(b"* OK [UNSEEN %d] First unseen.\r\n" % (at + 1))
     client.write(
         b"* OK [UIDVALIDITY %d] UIDs valid.\r\n* OK [UIDNEXT %d] Predicted next UID.\r\n"
         b"* OK [HIGHESTMODSEQ %d] Highest.\r\n" % (mailbox.uidvalidity, mailbox.uidnext, mailbox.highestmodseq)
