@@ -66,18 +66,11 @@ class Context:
 
     def become_user(self) -> None:
         """As root, become the server's user for good, so that every file made belongs to it."""
-        name = self.config.user
-        if os.geteuid() != 0 or name in ("", "none"):
+        if os.geteuid() != 0 or self.config.user == "none":
             return
-        import pwd
+        from pymx.net.privileges import PrivilegeError, drop_privileges
 
         try:
-            entry = pwd.getpwnam(name)
-        except KeyError:
-            raise CtlError(
-                f'user = "{name}": there is no such user; make it (useradd --system {name}), or set user = "none"'
-            ) from None
-        os.initgroups(name, entry.pw_gid)
-        os.setgid(entry.pw_gid)
-        os.setuid(entry.pw_uid)
-        os.environ["HOME"] = entry.pw_dir
+            drop_privileges(self.config.user)
+        except PrivilegeError as e:
+            raise CtlError(str(e)) from None

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 from support.appliance import Appliance
+from support.programs import python_for
 from support.sinks import ScriptedRemote
 from support.wait import wait_for
-
-import pymx
 
 
 @pytest.fixture
@@ -92,22 +91,6 @@ def test_root_becomes_the_configured_user_before_it_serves(appliance: Appliance,
     appliance.submit("alice", appliance.address("bob"), "as mail")
     appliance.wait_for_subject("bob", "as mail")
     assert appliance.stop() == 0
-
-
-def python_for(user: str) -> tuple[str, dict[str, str]]:
-    """A Python of our version that `user` may read, with our packages; skips when the machine has none."""
-    packages = os.pathsep.join([str(Path(pymx.__file__).parent.parent), *(p for p in sys.path if "site-packages" in p)])
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    environment = {**os.environ, "PYTHONPATH": packages}
-    as_user = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
-    for candidate in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"):
-        real = os.path.realpath(candidate)
-        if subprocess.run([*as_user, "test", "-x", real], capture_output=True).returncode:
-            continue
-        tried = subprocess.run([*as_user, real, "-c", "import pymx.app"], env=environment, capture_output=True)
-        if tried.returncode == 0:
-            return real, environment
-    pytest.skip(f"{user} can read no {version} with pymx and its packages")
 
 
 def test_user_who_cannot_read_our_python_is_named_before_anything_is_served(appliance: Appliance) -> None:
