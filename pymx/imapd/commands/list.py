@@ -1,8 +1,8 @@
 """LIST, LSUB (RFC 3501 s. 6.3.8, 6.3.9), LIST-EXTENDED (RFC 5258), SPECIAL-USE (RFC 6154), LIST-STATUS (RFC 5819).
 
-Special uses and children are told in every LIST, asked for or not: old clients of both kinds need them. A level that
-only exists because something lies below it is listed as \\Noselect, or \\NonExistent where the client speaks
-LIST-EXTENDED.
+Special uses and children are told in every LIST, asked for or not (RFC 6154 s. 2 allows it): old clients need them.
+A level that only exists because something lies below it is listed as \\Noselect, or \\NonExistent where the client
+speaks LIST-EXTENDED.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from pymx.proto.imap.response import astring
 def decoded(name: bytes) -> str:
     """The name in Unicode.
 
-    What is not modified UTF-7 (a bare "&", raw UTF-8) is taken literally, as some clients send it; such a name must
-    not end their session, and it is never folded into another one.
+    Deviation: what is not modified UTF-7 (a bare "&", raw UTF-8) is taken literally, as some clients send it; such a
+    name must not end their session, and it is never folded into another one.
     """
     try:
         return mutf7.decode(name.decode("ascii"))

@@ -9,7 +9,7 @@ Limits: a command without its message literals has at most `max_line_octets`, sm
 an APPEND go into a sink piece by piece, each at most `append_limit` octets. A literal that is too large is refused
 before it is sent; when the client sends it unasked (`{n+}`) it is swallowed, or above `swallow_limit` the session ends.
 
-Lines end with CRLF; a bare LF is taken for it, since no client can mean anything else by it here.
+Deviation: a bare LF ends a line like CRLF, since no client can mean anything else by it here.
 """
 
 from __future__ import annotations

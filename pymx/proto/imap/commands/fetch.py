@@ -145,7 +145,7 @@ def _parse(cursor: Cursor, *, by_uid: bool) -> Fetch:
     items = _items(cursor)
     changed_since = None
     if not cursor.at_end() and cursor.skip(b" (CHANGEDSINCE "):
-        # RFC 7162 forbids 0 here, iOS sends it all the same
+        # Deviation: RFC 7162 s. 3.1.4.1 forbids 0 here, iOS sends it all the same
         changed_since = cursor.number(MAX_63)
         cursor.expect(b")")
     cursor.end()

@@ -191,7 +191,7 @@ def _parse(cursor: Cursor, *, by_uid: bool) -> Search:
     if cursor.skip(b"RETURN ("):
         returns = _returns(cursor)
         cursor.space()
-    # Without CHARSET it is US-ASCII; UTF-8 holds that too, and is what clients then send.
+    # Deviation: without CHARSET it would be US-ASCII; UTF-8 holds that too, and is what clients then send.
     charset = "utf-8"
     if cursor.skip(b"CHARSET "):
         name = cursor.astring().decode("ascii", "replace").upper()
