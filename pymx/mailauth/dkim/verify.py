@@ -1,0 +1,241 @@
+"""Verifying DKIM signatures (RFC 6376 s. 6, RFC 8301, RFC 8463).
+
+Each signature has a result of RFC 8601 s. 2.7.1:
+
+- `pass`, `fail`: the signature is, or is not, that of the message (body hash or signature differ);
+- `policy`: it may be right, but we don't take it: l= leaves the end of the body open, a field that may occur only once
+  has another copy that is not signed, the key is too weak or too large;
+- `neutral`: it is wrong, but the domain says that it is only testing (t=y);
+- `permerror`: it can't be checked: broken, expired, From not signed, rsa-sha1, no such key, key revoked;
+- `temperror`: its key can't be looked up now;
+- `none`: there is no signature; the only element of the list then.
+
+Nothing is raised whatever the message holds, and the work is linear in its length: at most `limit` signatures are
+looked at, those that come after it are one `policy` result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+
+from pymx.mail.header import find, iter_fields
+from pymx.mailauth.dkim.body import BodyHashes, body_hashes
+from pymx.mailauth.dkim.canonical import relaxed_field
+from pymx.mailauth.dkim.record import KeyRecord, RecordError, parse_record
+from pymx.mailauth.dkim.signature import Signature, SignatureError, parse_signature, without_signature
+from pymx.mailauth.questions import Questions, texts
+from pymx.resolver.answer import TemporaryDnsError
+
+__all__ = ["BodyHashes", "DkimResult", "SignedHead", "verify", "verify_signature"]
+
+MAX_RECORDS = 4  # TXT records at one selector that are tried
+# Fields of which a reader shows one (RFC 5322 s. 3.6): a second, unsigned one would be somebody else's words.
+_SINGLE = ("from", "subject", "date", "sender", "reply-to", "content-type")
+
+
+@dataclass(frozen=True, slots=True)
+class DkimResult:
+    """`signature_b` is for header.b (RFC 6008). `testing`: the key has t=y."""
+
+    result: str
+    domain: str = ""
+    selector: str = ""
+    algorithm: str = ""
+    identity: str = ""
+    reason: str = ""
+    signature_b: str = ""
+    testing: bool = False
+
+
+class SignedHead:
+    """A header block as signatures see it: fields by name, from the bottom up, each canonical form made once."""
+
+    __slots__ = ("_raw", "_relaxed")
+
+    def __init__(self, head: bytes) -> None:
+        self._raw: dict[str, list[bytes]] = {}
+        self._relaxed: dict[str, list[bytes]] = {}
+        for field in iter_fields(head):
+            self._raw.setdefault(field.name, []).append(field.raw)
+
+    def count(self, name: str) -> int:
+        return len(self._raw.get(name, ()))
+
+    def _fields(self, name: str, form: str) -> list[bytes]:
+        raws = self._raw.get(name, [])
+        if form == "simple":
+            return raws
+        fields = self._relaxed.get(name)
+        if fields is None:
+            fields = self._relaxed[name] = [relaxed_field(raw.removesuffix(b"\r\n")) + b"\r\n" for raw in raws]
+        return fields
+
+    def digest(self, signature: Signature) -> bytes:
+        """The hash that was signed (s. 3.7): the fields of h= from the last to the first (s. 5.4.2), then its own."""
+        digest = hashlib.sha256()
+        used: Counter[str] = Counter()
+        for name in signature.names:
+            used[name] += 1
+            fields = self._fields(name, signature.header_form)
+            if used[name] <= len(fields):  # a name without a field is signed as being absent
+                digest.update(fields[-used[name]])
+        own = without_signature(signature.raw)
+        digest.update(relaxed_field(own) if signature.header_form == "relaxed" else own)
+        return digest.digest()
+
+    def unsigned_copy(self, signature: Signature) -> str:
+        """The name of a field that occurs more often than it is signed, though it should occur once; or ""."""
+        for name in _SINGLE:
+            if 1 < self.count(name) > signature.names.count(name):
+                return name
+        return ""
+
+
+async def verify(
+    resolver: Questions,
+    head: bytes,
+    body: Iterable[bytes] | BodyHashes,
+    *,
+    now: float,
+    limit: int = 5,
+    allow_length: bool = False,
+) -> list[DkimResult]:
+    """The results of the DKIM-Signature fields in `head`, in their order. `body` begins with the empty line."""
+    fields = [field for _, field in islice(find(head, "dkim-signature"), limit + 1)]
+    if not fields:
+        return [DkimResult("none", reason="no signature")]
+    signed = SignedHead(head)
+    bodies = body_hashes(head, body)
+    results: list[DkimResult | None] = []
+    waiting: list[tuple[int, Signature]] = []
+    for field in fields[:limit]:
+        try:
+            signature = parse_signature(field)
+        except SignatureError as e:
+            results.append(_unreadable(e))
+            continue
+        waiting.append((len(results), signature))
+        results.append(None)
+    checked = await asyncio.gather(
+        *(verify_signature(resolver, signed, bodies, s, now=now, allow_length=allow_length) for _, s in waiting)
+    )
+    for (i, _), result in zip(waiting, checked, strict=True):
+        results[i] = result
+    if len(fields) > limit:
+        results.append(DkimResult("policy", reason=f"only the first {limit} signatures are checked"))
+    return [r for r in results if r is not None]
+
+
+async def verify_signature(
+    resolver: Questions,
+    signed: SignedHead,
+    bodies: BodyHashes,
+    signature: Signature,
+    *,
+    now: float,
+    allow_length: bool = False,
+) -> DkimResult:
+    """Check one signature (s. 6.1)."""
+    try:
+        records = await _records(resolver, signature)
+        record, testing = records[0], any(r.testing for r in records)
+        _check_constraints(signature, now)
+        verdict, reason = _check(signed, bodies, signature, records, allow_length)
+    except RecordError as e:
+        return _result(signature, e.result, e.reason)
+    except TemporaryDnsError as e:
+        return _result(signature, "temperror", str(e))
+    del record
+    if verdict == "fail" and testing:
+        # s. 3.6.1: not to be treated "differently from unsigned email"
+        verdict, reason = "neutral", f"{reason}; the domain is testing (t=y)"
+    return _result(signature, verdict, reason, testing)
+
+
+def _check_constraints(signature: Signature, now: float) -> None:
+    if signature.expires_at is not None and signature.expires_at < now:
+        raise RecordError("signature expired")
+
+
+async def _records(resolver: Questions, signature: Signature) -> list[KeyRecord]:
+    """The keys at the selector that may sign this; raises RecordError when there are none."""
+    published = await texts(resolver, signature.record_name)
+    if not published:
+        raise RecordError("no key record")
+    usable: list[KeyRecord] = []
+    error: RecordError | None = None
+    for text in published[:MAX_RECORDS]:
+        try:
+            record = parse_record(text)
+            _check_record(record, signature)
+        except RecordError as e:
+            error = error or e
+        else:
+            usable.append(record)
+    if not usable:
+        assert error is not None
+        raise error
+    return usable
+
+
+def _check_record(record: KeyRecord, signature: Signature) -> None:
+    """What the record allows (s. 6.1.2)."""
+    if record.kind != signature.kind:
+        raise RecordError("key is of another algorithm")
+    if record.hashes and "sha256" not in record.hashes:
+        raise RecordError("key does not allow sha256")
+    if not record.for_mail:
+        raise RecordError("key is not for mail")
+    if record.same_domain and signature.identity_domain != signature.domain:
+        raise RecordError("key does not sign for subdomains (t=s)")
+
+
+def _check(
+    signed: SignedHead, bodies: BodyHashes, signature: Signature, records: list[KeyRecord], allow_length: bool
+) -> tuple[str, str]:
+    """The result and its reason, the keys being known."""
+    body_hash = bodies.digest(signature.body_form, signature.length)
+    if signature.length is not None and signature.length > bodies.octets(signature.body_form):
+        return "permerror", "l= is longer than the body"
+    if body_hash is None or body_hash != signature.body_hash:
+        return "fail", "body hash differs"
+    digest = signed.digest(signature)
+    if not any(record.verify(signature.signature, digest) for record in records):
+        return "fail", "signature differs"
+    copy = signed.unsigned_copy(signature)
+    if copy:
+        return "policy", f"another {copy} field is not signed"
+    if signature.length is not None and not allow_length:
+        return "policy", "l= leaves the end of the body unsigned"
+    return "pass", ""
+
+
+def _result(signature: Signature, result: str, reason: str, testing: bool = False) -> DkimResult:
+    return DkimResult(
+        result=result,
+        domain=signature.domain,
+        selector=signature.selector,
+        algorithm=signature.algorithm,
+        identity=signature.identity,
+        reason=reason,
+        signature_b=signature.signature_b,
+        testing=testing,
+    )
+
+
+def _unreadable(error: SignatureError) -> DkimResult:
+    """A permanent failure, with what can be read of the field."""
+    tags = error.tags
+    return DkimResult(
+        result="permerror",
+        domain=tags.get("d", "")[:255].lower(),
+        selector=tags.get("s", "")[:255].lower(),
+        algorithm=tags.get("a", "")[:32].lower(),
+        reason=error.reason,
+        signature_b="".join(tags.get("b", "")[:16].split())[:8],
+    )
