@@ -3,15 +3,13 @@
 Stages, in order:
 
     AUTH   the directory's verdict: 535 wrong, 454 can't be checked now
-    MAIL   login required 530; the sender must belong to the login 553 5.7.1, and be one: no null sender from users
+    MAIL   login required 530; the sender must belong to the login 553 5.7.1; the null sender is nobody's, and what
+           clients send read receipts with (RFC 8098 s. 3): it passes, and the From field is held to the login as ever
     RCPT   unknown here 550 5.1.1; mailbox full 452 4.2.2; directory down 451 4.3.0; elsewhere is always fine
     DATA   fix-up (see `fixup`, 554 5.6.0); every mailbox in From and Sender must belong to the login 553 5.7.1;
            DKIM signature of the From domain; then `mta.dispatch`: mailboxes here at once, the rest queued
 
 An account that was removed during a session can send nothing more (535).
-
-Deviation: the null sender is refused, though RFC 8098 s. 3 wants it for read receipts: it belongs to nobody, and a
-user's client can send receipts from its own address, where a failure is at least seen.
 
 When a key that was never loaded can't be read, nothing is sent unsigned: 451, and the log says which file.
 """
@@ -52,7 +50,6 @@ _log = log.get("msa")
 _INLINE_OCTETS = 65536  # larger messages are mended in a thread too
 _THREADS = 2
 
-_NULL_SENDER = replies.SENDER_NOT_OWNED.with_text("Use your own address as the sender")
 _BAD_MESSAGE = Reply(554, "5.6.0", "Message not acceptable")
 
 
@@ -128,10 +125,9 @@ class Submission:
     ) -> SubmissionTransaction:
         if not session.account:
             raise SmtpError(replies.AUTH_REQUIRED)
-        if mail_from is None:
-            raise SmtpError(_NULL_SENDER, "null sender from a user")
         account = await self._account(session.account)
-        await self.require_own(account, mail_from)
+        if mail_from is not None:
+            await self.require_own(account, mail_from)
         return SubmissionTransaction(self, session, account, mail_from, parameters)
 
     def closed(self, session: SessionFacts, counts: Mapping[str, int]) -> None:
@@ -202,7 +198,7 @@ class SubmissionTransaction:
         submission: Submission,
         session: SessionFacts,
         account: Account,
-        mail_from: Address,
+        mail_from: Address | None,
         parameters: MailParameters,
     ) -> None:
         self._submission = submission
@@ -219,7 +215,10 @@ class SubmissionTransaction:
 
     async def data(self, content: Content) -> Reply:
         prepared = await self._submission.prepare(
-            content, self._account, self._mail_from, smtputf8=self._parameters.smtputf8
+            content,
+            self._account,
+            self._mail_from or Address(self._account.local_part, self._account.domain),
+            smtputf8=self._parameters.smtputf8,
         )
         envelope = Envelope(
             self._mail_from,

@@ -110,13 +110,22 @@ async def test_a_login_is_required(client: Client) -> None:
     assert refused.value.smtp_code == 530
 
 
-@pytest.mark.parametrize("sender", [BOB, "alice@elsewhere.test", "nobody@example.test", ""])
+@pytest.mark.parametrize("sender", [BOB, "alice@elsewhere.test", "nobody@example.test"])
 async def test_the_envelope_sender_must_be_ones_own(sender: str, client: Client) -> None:
-    """553 5.7.1; the null sender too: it is for servers."""
+    """553 5.7.1."""
     with pytest.raises(smtplib.SMTPSenderRefused) as refused:
         await client.send(sender=sender)
     assert refused.value.smtp_code == 553
     assert bytes(refused.value.smtp_error).startswith(b"5.7.1")
+
+
+async def test_a_read_receipt_goes_out_with_the_null_sender_but_only_from_oneself(flow: MailIn, client: Client) -> None:
+    """RFC 8098 s. 3: MAIL FROM:<>; the author is still held to the login."""
+    await client.send("From: alice@example.test\r\nSubject: read\r\n\r\nseen\r\n", sender="")
+    assert b"Return-Path: <>" in flow.mailbox(BOB)[0]
+    with pytest.raises(smtplib.SMTPDataError) as refused:
+        await client.send("From: bob@example.test\r\nSubject: read\r\n\r\nseen\r\n", sender="")
+    assert refused.value.smtp_code == 553
 
 
 @pytest.mark.parametrize(
