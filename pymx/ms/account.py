@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pymx import log
-from pymx.ms import folders, subscriptions
+from pymx.ms import folders, morekeywords, subscriptions
 from pymx.ms.box import Box, Home
 from pymx.ms.disk import Disk
 from pymx.ms.errors import NoSuchMailbox, translated
@@ -92,7 +92,7 @@ class Account:
             if box is None:
                 if len(self._boxes) > 200:
                     self._boxes = {name: kept for name, kept in self._boxes.items() if kept.users}
-                box = self._boxes[levels] = Box(self.home, levels, path, reconcile)
+                box = self._boxes[levels] = Box(self.home, levels, path, reconcile, morekeywords.write)
             return box
 
     def make_inbox(self) -> None:
@@ -101,7 +101,7 @@ class Account:
         with folders.account_lock(self.home):
             if not is_mailbox(self.home.root):
                 if os.path.exists(os.path.join(self.home.root, b"dovecot-uidlist")):
-                    Box(self.home, INBOX, self.home.root, reconcile).mend()
+                    Box(self.home, INBOX, self.home.root, reconcile, morekeywords.write).mend()
                 else:
                     folders.make(self.home, self.home.root, inbox=True)
 

@@ -93,7 +93,14 @@ class Home:
 class Box:
     """A mailbox: its place and what is shared by the sessions of this process that look at it."""
 
-    def __init__(self, home: Home, levels: Levels, path: bytes, reconcile: Callable[[Hold, bool], None]) -> None:
+    def __init__(
+        self,
+        home: Home,
+        levels: Levels,
+        path: bytes,
+        reconcile: Callable[[Hold, bool], None],
+        write_more_keywords: Callable[[Hold], None],
+    ) -> None:
         self.home = home
         self.levels = levels
         self.name = storage_name(levels)
@@ -104,6 +111,7 @@ class Box:
         self.uidlist = os.path.join(path, uidlist.NAME)
         self.mutex = threading.RLock()
         self.reconcile = reconcile
+        self.write_more_keywords = write_more_keywords
         self.views = ViewCache()
         self.last_listing = 0.0
         self.seen: Stamp | None = None  # what the files looked like when the index was last known to be current
@@ -206,6 +214,7 @@ class Hold:
         self.row: Row
         self.db: Connection
         self.modseq = 0
+        self.more_keywords = False  # keywords beyond the letters changed
         self.undo: list[bytes] = []  # names made in this hold, to take away if it can't be committed
         self._full = full
         self._lock_fd = -1
@@ -267,6 +276,8 @@ class Hold:
                 taken, self._taken = self._taken, None
                 if commit and self._touched:
                     try:
+                        if self.more_keywords:
+                            self.box.write_more_keywords(self)
                         self._save()
                     except BaseException:
                         self.box.home.index.rollback(taken)

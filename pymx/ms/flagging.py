@@ -71,7 +71,7 @@ def _store_part(
     low, missed, given = hold.row.low, [], 0
     updates: list[tuple[int, int, int, bytes, int]] = []
     touched: list[int] = []
-    unseen = deleted = 0
+    unseen = deleted = beyond = 0
     cur, new, rename = hold.box.cur + b"/", hold.box.new + b"/", hold.disk.rename
     for row in select(hold.db, low, uids, columns=f"{COLUMNS}, in_new, name"):
         uid, modseq, old_flags, old_bits, octets, date, saved, in_new, name = row
@@ -95,6 +95,7 @@ def _store_part(
                 missed.append(uid)
                 continue
         given = given or hold.next_modseq()
+        beyond |= old_bits ^ new_bits
         updates.append((given, new_flags, new_bits, fresh, low | uid))
         touched.append(uid)
         rows.append((uid, given, new_flags, new_bits, octets, date, saved))
@@ -102,6 +103,7 @@ def _store_part(
         deleted += bool(new_flags & DELETED) - bool(old_flags & DELETED)
     if updates:
         hold.touched()
+        hold.more_keywords = beyond >> names.LETTERS != 0
         hold.db.executemany("UPDATE message SET modseq=?, flags=?, keywords=?, in_new=0, name=? WHERE id=?", updates)
         hold.row.unseen += unseen
         hold.row.deleted += deleted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pymx.mail.flags import MAX_KEYWORD_OCTETS
+from pymx.mail.flags import MAX_KEYWORD_OCTETS, MAX_KEYWORDS
 from pymx.ms import keywords
 from pymx.ms.box import Hold, Row
 from pymx.ms.errors import LimitReached
@@ -28,28 +28,34 @@ def known_bits(db: Connection, row: Row, wanted: Sequence[str]) -> int:
 
 
 def bits(hold: Hold, wanted: Sequence[str]) -> int:
-    """The bits of all `wanted` keywords; missing ones get a letter, synced before this returns. LimitReached."""
+    """The bits of all `wanted` keywords; missing ones get a letter, synced before this returns, or a bit beyond the
+    letters. Raises LimitReached."""
     if not wanted:
         return 0
-    out, missing = _split(keyword_names(hold.db, hold.row), wanted)
-    if not missing:
-        return out
-    # Dovecot may have added names since the last look, which a flag change would not have shown.
-    letters = keywords.read(hold.box.path)
-    out, missing = _split(letters, wanted)
+    known = keyword_names(hold.db, hold.row)
+    out, missing = _split(known, wanted)
     if missing:
+        # Dovecot may have added names since the last look, which a flag change would not have shown.
+        known = keywords.read(hold.box.path) + known[LETTERS:]
+        out, missing = _split(known, wanted)
+        new_letters = False
         for name in missing:
             if len(name.encode()) > MAX_KEYWORD_OCTETS:
                 raise LimitReached("Keyword is too long")
-            letter = _free_letter(hold, letters, out)
-            letters[letter] = name
-            out |= 1 << letter
-        keywords.write(hold.disk, hold.box.path, letters, hold.box.home.mode)
-    hold.db.execute("DELETE FROM keyword WHERE mailbox=? AND bit<?", (hold.row.id, LETTERS))
-    hold.db.executemany(
-        "INSERT INTO keyword VALUES(?, ?, ?)", [(hold.row.id, bit, name) for bit, name in enumerate(letters) if name]
-    )
-    hold.next_modseq()
+            bit = _free_bit(hold, known, out)
+            known += [""] * (bit + 1 - len(known))
+            known[bit] = name
+            out |= 1 << bit
+            new_letters = new_letters or bit < LETTERS
+        if new_letters:
+            keywords.write(hold.disk, hold.box.path, known[:LETTERS], hold.box.home.mode)
+        hold.db.execute("DELETE FROM keyword WHERE mailbox=?", (hold.row.id,))
+        hold.db.executemany(
+            "INSERT INTO keyword VALUES(?, ?, ?)", [(hold.row.id, bit, name) for bit, name in enumerate(known) if name]
+        )
+        hold.next_modseq()
+    if out >> LETTERS:
+        hold.more_keywords = True
     return out
 
 
@@ -67,17 +73,19 @@ def _split(there: Sequence[str], wanted: Sequence[str]) -> tuple[int, list[str]]
     return out, missing
 
 
-def _free_letter(hold: Hold, letters: Sequence[str], taken: int) -> int:
-    for letter, name in enumerate(letters):
-        if not name:
-            return letter
-    for letter in range(LETTERS):  # one that no message has any more may change its name
-        if taken >> letter & 1:
-            continue
-        used = hold.db.execute(
-            "SELECT 1 FROM message WHERE id BETWEEN ? AND ? AND keywords >> ? & 1 LIMIT 1",
-            (hold.row.low, hold.row.high, letter),
-        ).fetchone()
-        if not used:
-            return letter
+def _free_bit(hold: Hold, known: Sequence[str], taken: int) -> int:
+    """A letter nobody has, else one no message has any more, else the same beyond the letters."""
+    for first, end in ((0, LETTERS), (LETTERS, MAX_KEYWORDS)):
+        for bit in range(first, end):
+            if bit >= len(known) or not known[bit]:
+                return bit
+        for bit in range(first, end):
+            if taken >> bit & 1:
+                continue
+            used = hold.db.execute(
+                "SELECT 1 FROM message WHERE id BETWEEN ? AND ? AND keywords >> ? & 1 LIMIT 1",
+                (hold.row.low, hold.row.high, bit),
+            ).fetchone()
+            if not used:
+                return bit
     raise LimitReached("Too many keywords in this mailbox")

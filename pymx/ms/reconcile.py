@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 
 from pymx import log
-from pymx.ms import keywords, names, repair, uidlist
+from pymx.ms import keywords, morekeywords, names, repair, uidlist
 from pymx.ms.box import POWER_CUT, Hold
 from pymx.ms.index import ARRIVED, EXPUNGED
 from pymx.ms.measure import wire_size
@@ -49,6 +49,8 @@ def reconcile(hold: Hold, full: bool = False) -> None:
     if list_cur or list_new:
         _take_listing(hold, lines, list_cur=list_cur, list_new=list_new, born=born)
         box.last_listing = time.time() if list_cur and list_new else box.last_listing
+    if born:
+        morekeywords.restore(hold)
     row.dirty_since = 0.0
     hold.saved()
     if power_cut:

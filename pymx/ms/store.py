@@ -304,7 +304,11 @@ class Store:
     ) -> tuple[Delivered, arrive.Prepared | None]:
         self._check_quota(account, delivery.owner, delivery.content.size_octets)
         box = self._target(account, delivery)
-        placed = delivering.deliver(box, delivery.content, delivery.flags, self.render, shared=shared, keep=keep)
+        try:
+            placed = delivering.deliver(box, delivery.content, delivery.flags, self.render, shared=shared, keep=keep)
+        except NoSuchMailbox:  # deleted or renamed while we waited for its lock
+            box = account.box(INBOX)
+            placed = delivering.deliver(box, delivery.content, delivery.flags, self.render, shared=shared, keep=keep)
         return Delivered(self._layout.name(box.levels), placed.uidvalidity, placed.uid), placed.prepared
 
     def _target(self, account: Account, delivery: Delivery) -> Box:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from ms_recorder import Recorder, State, cut_states, kill_states, materialise
 
-from pymx.ms import appending, copying, delivering, flagging, folders, names, reading, removing, uidlist
+from pymx.ms import appending, copying, delivering, flagging, folders, letters, names, reading, removing, uidlist
 from pymx.ms.account import Account
 from pymx.ms.box import Box, Hold
 from pymx.ms.disk import Disk
@@ -87,6 +87,15 @@ class Keyword:
     """Whatever message of `place` has letter a, that letter is called this."""
 
     place: Levels
+    name: str
+
+
+@dataclass(frozen=True)
+class HasKeyword:
+    """`token` in `place` has this keyword."""
+
+    place: Levels
+    token: str
     name: str
 
 
@@ -307,6 +316,13 @@ def do_select(there: Account, disk: Recorder) -> None:
     lose(there, disk, INBOX, ["a"])
 
 
+def do_more_keywords(there: Account, disk: Recorder) -> None:
+    """The keywords of one message beyond the letters, while those of another change."""
+    disk.ack(HasKeyword(BOX, "kept", "k26"))
+    box = there.box(BOX)
+    flagging.store(box, list(uids(there, BOX).values()), flagging.Change("add", 0, ["k27"]))
+
+
 def do_first_delivery(there: Account, disk: Recorder) -> None:
     """An account nobody has had mail for yet."""
     root = os.path.join(os.path.dirname(there.home.root), b"bob")
@@ -344,6 +360,9 @@ def run(workplace: bytes, name: str, skip: int = -1) -> Recorder:
     deliver(there, BOX, "kept")
     for place in (INBOX, BOX):
         uids(there, place)
+    if name == "more_keywords":
+        wanted = [f"k{n}" for n in range(27)]
+        flagging.store(there.box(BOX), list(uids(there, BOX).values()), flagging.Change("set", 0, wanted))
     recorder = Recorder(top, skip=skip)
     object.__setattr__(there.home, "disk", recorder)
     for place in (INBOX, BOX):
@@ -393,6 +412,8 @@ def _check(state: State, there: Account, bob: Account) -> None:
                 raise Violation(f"{fact.token} lost from {fact.places}")
         elif isinstance(fact, Gone) and fact.token in found.get(fact.place, {}):
             raise Violation(f"{fact.token} is back in {fact.place}")
+        elif isinstance(fact, HasKeyword):
+            _check_keyword(fact, there, found[fact.place][fact.token])
     _check_told(state, there, found, going)
     _check_keywords(state, there)
 
@@ -433,6 +454,16 @@ def _check_told(
         later = uids(there, place)["later"]
         if later <= max(pairs):
             raise Violation(f"UID {later} given again in {place}")
+
+
+def _check_keyword(fact: HasKeyword, there: Account, uid: int) -> None:
+    with there.home.index.read() as db:
+        row = there.box(fact.place).row(db)
+        assert row is not None
+        (bits,) = db.execute("SELECT keywords FROM message WHERE id=?", (row.low | uid,)).fetchone()
+        known = letters.keyword_names(db, row)
+    if fact.name not in [name for bit, name in enumerate(known) if bits >> bit & 1]:
+        raise Violation(f"{fact.token} lost {fact.name}")
 
 
 def _check_keywords(state: State, there: Account) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pymx.mail import mutf7
 from pymx.mail.flags import ANSWERED, DELETED, DRAFT, FLAGGED, PASSED, SEEN
-from pymx.ms import keywords, measure, names, subscriptions, uidlist, uidvalidity
+from pymx.ms import keywords, measure, morekeywords, names, subscriptions, uidlist, uidvalidity
 from pymx.ms.disk import Disk
 from pymx.ms.dotlock import DotLock
 from pymx.ms.errors import InvalidName, Unavailable
@@ -164,6 +164,18 @@ def test_keywords_round_trip(tmp_path: Path) -> None:
 @given(st.binary(max_size=200))
 def test_keywords_parser_takes_anything(data: bytes) -> None:
     assert len(keywords.parse(data)) == 26
+
+
+@given(
+    st.dictionaries(st.integers(1, uidlist.MAX_UID), st.lists(st.from_regex(r"[!-~]{1,9}", fullmatch=True), min_size=1))
+)
+def test_more_keywords_round_trip(found: dict[int, list[str]]) -> None:
+    assert morekeywords.parse(morekeywords.to_bytes(found)) == found
+
+
+@given(st.binary(max_size=100))
+def test_more_keywords_parser_takes_anything(data: bytes) -> None:
+    morekeywords.parse(data)
 
 
 _LEVEL = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(

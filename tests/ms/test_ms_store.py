@@ -13,7 +13,7 @@ import pytest
 from ms_support import OWNER, content, deliver, drop, files, look, maildir, new_store, subjects
 
 from pymx.config.model import Mail
-from pymx.mail.flags import ANSWERED, DELETED, FLAGGED, SEEN
+from pymx.mail.flags import ANSWERED, DELETED, FLAGGED, MAX_KEYWORDS, SEEN
 from pymx.mail.search import All
 from pymx.ms.disk import Disk
 from pymx.ms.errors import (
@@ -255,13 +255,34 @@ async def test_copy_and_move_carry_everything(store: Store) -> None:
     mailbox.close()
 
 
-async def test_the_twenty_seventh_keyword_is_refused(store: Store) -> None:
-    """Maildir names have 26 letters; one that no message uses is given away."""
+async def test_keywords_beyond_the_letters(store: Store, tmp_path: Path) -> None:
+    """Maildir names have 26 letters; more go to a file of ours, and come back from it when the index is lost."""
+    await deliver(store, "a", "b")
+    mailbox = await store.open(OWNER, "INBOX", read_only=False)
+    names = [f"k{n}" for n in range(MAX_KEYWORDS)]
+    await mailbox.store_flags([1], "set", 0, names)
+    await mailbox.store_flags([2], "set", 0, ["k30", "k1"])
+    with pytest.raises(LimitReached):
+        await mailbox.store_flags([1], "add", 0, ["one-more"])
+    await store.create(OWNER, "Copy")
+    await mailbox.copy([2], "Copy")
+    await mailbox.store_flags([1], "remove", 0, ["k40"])
+    mailbox.close()
+    for path in tmp_path.rglob("pymx.index*"):
+        path.unlink()
+    for name, wanted in (("INBOX", {1: set(names) - {"k40"}, 2: {"k1", "k30"}}), ("Copy", {1: {"k1", "k30"}})):
+        again = await store.open(OWNER, name, read_only=True)
+        found = {
+            row[0]: {text for bit, text in enumerate(again.keywords) if row[3] >> bit & 1} for row in await rows(again)
+        }
+        assert found == wanted
+        again.close()
+
+
+async def test_a_letter_no_message_uses_is_given_away(store: Store) -> None:
     await deliver(store, "a")
     mailbox = await store.open(OWNER, "INBOX", read_only=False)
     await mailbox.store_flags([1], "set", 0, [f"k{n}" for n in range(26)])
-    with pytest.raises(LimitReached):
-        await mailbox.store_flags([1], "add", 0, ["one-more"])
     await mailbox.store_flags([1], "remove", 0, ["k7"])
     await mailbox.store_flags([1], "add", 0, ["one-more"])
     assert mailbox.keywords[7] == "one-more"
