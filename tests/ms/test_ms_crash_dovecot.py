@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ms_dovecot import DOVEADM, Dovecot
 from ms_recorder import cut_states, kill_states, materialise
-from test_ms_crash import BOX, INBOX, LAYOUT, Told, account, run, uids
+from ms_scenarios import BOX, INBOX, LAYOUT, Told, account, run, uids
 
 from pymx.ms.disk import Disk
 
