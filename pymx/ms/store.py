@@ -100,6 +100,14 @@ class Usage:
     messages: int
 
 
+def _aside(account: Account, work: Callable[[], None]) -> None:
+    """Work nobody waits for: a failure is logged, and harmless."""
+    try:
+        account.call(work)
+    except StoreError as error:
+        _log.warning("tidying_failed", account=account.email, reason=error.reason)
+
+
 class Store:
     """The mailboxes of all accounts under one root."""
 
@@ -178,7 +186,7 @@ class Store:
                 del self._open_indexes[idle.email]
                 if not idle.sessions:
                     del self._accounts[idle.email]
-                self._bulk.submit(idle.call, idle.close)
+                self._bulk.submit(_aside, idle, idle.close)
 
     async def run(self, owner: Owner, function: Callable[[Account], T], *, bulk: bool = False) -> T:
         """`function(account)` in a thread, with the account kept open meanwhile and errors translated."""
@@ -190,7 +198,7 @@ class Store:
         finally:
             account.uses -= 1
             if account.home.index.wants_checkpoint:
-                self._bulk.submit(account.call, account.tidy)
+                self._bulk.submit(_aside, account, account.tidy)
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Plain file work in a thread."""
