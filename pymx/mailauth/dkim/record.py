@@ -20,7 +20,9 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from pymx.mailauth.dkim.keys import MAX_RSA_BITS, MIN_RSA_BITS
 from pymx.mailauth.dkim.tags import TagError, decode_base64, parse_tags, words
+from pymx.mailauth.questions import Questions, texts
 
+MAX_RECORDS = 4  # TXT records at one selector that are tried
 MAX_RECORD_OCTETS = 4096  # an RSA key of 4,096 bits takes 740
 _MAX_EXPONENT_BITS = 64
 _RSA = padding.PKCS1v15()
@@ -47,6 +49,38 @@ class KeyRecord:
     same_domain: bool  # t=s: i= must not name a subdomain of d=
     bits: int
     verify: Callable[[bytes, bytes], bool]
+
+
+async def published_keys(resolver: Questions, name: str, kind: str, *, subdomain: bool) -> list[KeyRecord]:
+    """The keys at `name` that may verify a signature of this kind (s. 6.1.2); mostly one.
+
+    `subdomain`: i= is below d=. Raises RecordError when there is none, TemporaryDnsError when that can't be told.
+    """
+    published = await texts(resolver, name)
+    if not published:
+        raise RecordError("no key record")
+    usable: list[KeyRecord] = []
+    errors: list[RecordError] = []
+    for text in published[:MAX_RECORDS]:
+        try:
+            usable.append(_permitted(parse_record(text), kind, subdomain))
+        except RecordError as e:
+            errors.append(e)
+    if not usable:
+        raise errors[0]
+    return usable
+
+
+def _permitted(record: KeyRecord, kind: str, subdomain: bool) -> KeyRecord:
+    if record.kind != kind:
+        raise RecordError("key is of another algorithm")
+    if record.hashes and "sha256" not in record.hashes:
+        raise RecordError("key does not allow sha256")
+    if not record.for_mail:
+        raise RecordError("key is not for mail")
+    if record.same_domain and subdomain:
+        raise RecordError("key does not sign for subdomains (t=s)")
+    return record
 
 
 @functools.lru_cache(256)

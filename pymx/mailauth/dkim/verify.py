@@ -26,14 +26,13 @@ from itertools import islice
 from pymx.mail.header import find, iter_fields
 from pymx.mailauth.dkim.body import BodyHashes, body_hashes
 from pymx.mailauth.dkim.canonical import relaxed_field
-from pymx.mailauth.dkim.record import KeyRecord, RecordError, parse_record
+from pymx.mailauth.dkim.record import KeyRecord, RecordError, published_keys
 from pymx.mailauth.dkim.signature import Signature, SignatureError, parse_signature, without_signature
-from pymx.mailauth.questions import Questions, texts
+from pymx.mailauth.questions import Questions
 from pymx.resolver.answer import TemporaryDnsError
 
 __all__ = ["BodyHashes", "DkimResult", "SignedHead", "verify", "verify_signature"]
 
-MAX_RECORDS = 4  # TXT records at one selector that are tried
 # Fields of which a reader shows one (RFC 5322 s. 3.6): a second, unsigned one would be somebody else's words.
 _SINGLE = ("from", "subject", "date", "sender", "reply-to", "content-type")
 
@@ -142,57 +141,20 @@ async def verify_signature(
 ) -> DkimResult:
     """Check one signature (s. 6.1)."""
     try:
-        records = await _records(resolver, signature)
-        record, testing = records[0], any(r.testing for r in records)
-        _check_constraints(signature, now)
-        verdict, reason = _check(signed, bodies, signature, records, allow_length)
+        if signature.expires_at is not None and signature.expires_at < now:
+            raise RecordError("signature expired")
+        subdomain = signature.identity_domain != signature.domain
+        records = await published_keys(resolver, signature.record_name, signature.kind, subdomain=subdomain)
     except RecordError as e:
         return _result(signature, e.result, e.reason)
     except TemporaryDnsError as e:
         return _result(signature, "temperror", str(e))
-    del record
+    verdict, reason = _check(signed, bodies, signature, records, allow_length)
+    testing = any(record.testing for record in records)
     if verdict == "fail" and testing:
         # s. 3.6.1: not to be treated "differently from unsigned email"
         verdict, reason = "neutral", f"{reason}; the domain is testing (t=y)"
     return _result(signature, verdict, reason, testing)
-
-
-def _check_constraints(signature: Signature, now: float) -> None:
-    if signature.expires_at is not None and signature.expires_at < now:
-        raise RecordError("signature expired")
-
-
-async def _records(resolver: Questions, signature: Signature) -> list[KeyRecord]:
-    """The keys at the selector that may sign this; raises RecordError when there are none."""
-    published = await texts(resolver, signature.record_name)
-    if not published:
-        raise RecordError("no key record")
-    usable: list[KeyRecord] = []
-    error: RecordError | None = None
-    for text in published[:MAX_RECORDS]:
-        try:
-            record = parse_record(text)
-            _check_record(record, signature)
-        except RecordError as e:
-            error = error or e
-        else:
-            usable.append(record)
-    if not usable:
-        assert error is not None
-        raise error
-    return usable
-
-
-def _check_record(record: KeyRecord, signature: Signature) -> None:
-    """What the record allows (s. 6.1.2)."""
-    if record.kind != signature.kind:
-        raise RecordError("key is of another algorithm")
-    if record.hashes and "sha256" not in record.hashes:
-        raise RecordError("key does not allow sha256")
-    if not record.for_mail:
-        raise RecordError("key is not for mail")
-    if record.same_domain and signature.identity_domain != signature.domain:
-        raise RecordError("key does not sign for subdomains (t=s)")
 
 
 def _check(

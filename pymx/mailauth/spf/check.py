@@ -14,20 +14,22 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from pymx.mail.address import Address, AddressError
 from pymx.mailauth.questions import Questions
-from pymx.mailauth.spf.replay import Answers, Evaluation, Limits, Question, evaluate
+from pymx.mailauth.spf.replay import Answers, Evaluation, Limits, Question, Sender, evaluate
 from pymx.resolver.answer import NoRecords, NoSuchDomain, TemporaryDnsError
 
 Identity = Literal["mailfrom", "helo"]
+MAX_EXPLANATION = 300  # characters of exp= text: it goes into a reply
 _WORDS = {
     "pass": "domain of {who} designates {ip} as permitted sender",
     "fail": "domain of {who} does not designate {ip} as permitted sender",
-    "softfail": "domain of transitioning {who} does not designate {ip} as permitted sender",
+    "softfail": "transitioning domain of {who} does not designate {ip} as permitted sender",
     "neutral": "{ip} is neither permitted nor denied by domain of {who}",
     "none": "domain of {who} does not designate permitted sender hosts",
     "permerror": "the SPF record of domain {who} can't be used",
@@ -58,16 +60,24 @@ async def check(
     """Check MAIL FROM, or the HELO name when the reverse-path is null (s. 2.4)."""
     identity: Identity = "mailfrom" if mail_from and mail_from.domain else "helo"
     try:
-        sender, domain = _sender(mail_from, helo)
-        client = _client(ip)
+        who = _sender(ip, mail_from, helo, receiver)
     except ValueError as e:  # AddressError too
         return SpfResult("none", identity, "", str(e))
+    domain = who.domain
+    if "." not in domain or domain.startswith("["):
+        # s. 4.3: "not a multi-label domain name": none, and nobody needs to be asked
+        return SpfResult("none", identity, domain, "not a fully qualified domain name")
     limits = limits or Limits()
     answers: Answers = {}
+    work_s = 0.0
     for _ in range(limits.runs):
-        done = evaluate(answers, ip=client, sender=sender, helo=_name(helo), receiver=receiver, limits=limits)
+        started = time.thread_time()
+        done = evaluate(answers, who, limits)
+        work_s += time.thread_time() - started
         if isinstance(done, Evaluation):
-            return SpfResult(done.result, identity, domain, done.explanation)
+            return SpfResult(done.result, identity, domain, _printable(done.explanation)[:MAX_EXPLANATION])
+        if work_s > limits.work_s:
+            return SpfResult("permerror", identity, domain, "the records take too much work")
         answers.update(await _ask(resolver, done))
     return SpfResult("permerror", identity, domain, "too many DNS lookups")
 
@@ -98,13 +108,12 @@ async def _ask_one(resolver: Questions, name: str, rdtype: str) -> tuple[tuple[o
         return e.reason
 
 
-def _sender(mail_from: Address | None, helo: str) -> tuple[str, str]:
-    """<sender> and <domain> of s. 4.1: a local part of "postmaster" where there is none (s. 4.3)."""
+def _sender(ip: str, mail_from: Address | None, helo: str, receiver: str) -> Sender:
+    """The arguments of check_host(): the local part is "postmaster" where there is none (s. 4.3)."""
+    name = _name(helo)
     if mail_from and mail_from.domain:
-        domain = mail_from.ascii_domain
-        return f"{mail_from.local_part or 'postmaster'}@{domain}", domain
-    domain = _name(helo)
-    return f"postmaster@{domain}", domain
+        return Sender(_client(ip), mail_from.local_part or "postmaster", mail_from.ascii_domain, name, receiver)
+    return Sender(_client(ip), "postmaster", name, name, receiver)
 
 
 def _name(helo: str) -> str:
@@ -121,12 +130,15 @@ def _client(ip: str) -> str:
     return str(address)
 
 
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
 def _comment(text: str) -> str:
-    return "".join("?" if c in "()\\" or not c.isprintable() else c for c in text)
+    return "".join("?" if c in "()\\" else c for c in _printable(text))
 
 
 def _quoted(text: str) -> str:
     if text and all(c.isalnum() or c in "-._" for c in text):
         return text
-    clean = "".join(c if c.isprintable() else "?" for c in text)
-    return '"' + clean.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return '"' + _printable(text).replace("\\", "\\\\").replace('"', '\\"') + '"'

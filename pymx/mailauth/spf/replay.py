@@ -23,7 +23,20 @@ class Limits:
     void_lookups: int = 2
     hosts: int = 10  # names of one "mx" or "ptr"
     record_octets: int = 4096
+    term_octets: int = 512  # pyspf expands macros in quadratic time
     runs: int = 64
+    work_s: float = 0.5  # CPU time of all runs; the largest honest records need a fifth of it
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """The arguments of check_host() (s. 4.1), and the name of this host for %{r}."""
+
+    ip: str
+    local_part: str
+    domain: str
+    helo: str
+    receiver: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +52,10 @@ class _Missing(Exception):
 class Replay(spf.query):  # type: ignore[misc]  # untyped
     """pyspf's evaluation of one sender."""
 
-    def __init__(self, answers: Answers, limits: Limits, *, ip: str, sender: str, helo: str, receiver: str) -> None:
-        super().__init__(i=ip, s=sender, h=helo, receiver=receiver or None)
+    def __init__(self, answers: Answers, limits: Limits, who: Sender) -> None:
+        super().__init__(i=who.ip, s=f"{who.local_part}@{who.domain}", h=who.helo, receiver=who.receiver or None)
+        # pyspf takes what follows the first "@" for the domain; a quoted local part may hold one
+        self.l, self.o, self.d = who.local_part, who.domain, who.domain
         self.answers = answers
         self.limits = limits
         self.missing: set[Question] = set()
@@ -64,6 +79,20 @@ class Replay(spf.query):  # type: ignore[misc]  # untyped
         if record is not None and len(record) > self.limits.record_octets:
             raise spf.PermError(f"the SPF record of {domain} is longer than {self.limits.record_octets} octets")
         return record
+
+    def expand_domain(self, arg: str) -> str:
+        self._limit_term(arg)
+        domain: str = super().expand_domain(arg)
+        return domain
+
+    def expand(self, s: str, stripdot: bool = True) -> str:
+        self._limit_term(s)
+        expanded: str = super().expand(s, stripdot)
+        return expanded
+
+    def _limit_term(self, text: str) -> None:
+        if len(text) > self.limits.term_octets:
+            raise spf.PermError(f"a term of more than {self.limits.term_octets} octets")
 
     def dns_mx(self, domainname: str) -> list[object]:
         """The addresses of all MX hosts (s. 5.4), which are asked for together."""
@@ -108,14 +137,13 @@ class Replay(spf.query):  # type: ignore[misc]  # untyped
 
 
 def _is_name(name: str) -> bool:
-    return len(name) <= 253 and all(0 < len(label) < 64 for label in name.split("."))
+    # RFC 8616 s. 4: a term whose macros give characters outside ASCII never matches
+    return name.isascii() and len(name) <= 253 and all(0 < len(label) < 64 for label in name.split("."))
 
 
-def evaluate(
-    answers: Answers, *, ip: str, sender: str, helo: str, receiver: str, limits: Limits
-) -> Evaluation | set[Question]:
+def evaluate(answers: Answers, who: Sender, limits: Limits) -> Evaluation | set[Question]:
     """Run once. A set is what has to be asked before the next run."""
-    run = Replay(answers, limits, ip=ip, sender=sender, helo=helo, receiver=receiver)
+    run = Replay(answers, limits, who)
     try:
         result, _, explanation = run.check()
     except _Missing:
