@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pymx.mail.address import Address
-from pymx.msa.authors import AuthorError, authors, mailboxes
+from pymx.mail.authors import AuthorError, authors, mailboxes
 
 A, B = Address("alice", "example.test"), Address("bob", "example.test")
 
