@@ -36,6 +36,7 @@ from pymx.accounts.authenticate import Authenticator
 from pymx.accounts.directory import Directory
 from pymx.admin.control import Control
 from pymx.config.check import check
+from pymx.checks.build import build_pipeline
 from pymx.config.load import ConfigError, load
 from pymx.config.model import Config
 from pymx.imapd.server import ImapServer
@@ -249,7 +250,7 @@ class Process:
             queue = Queue(site.data_dir / "queue", config.outbound, runtime_dir=site.runtime_dir)
             stack.push_async_callback(queue.close)
             await queue.start()
-            mda = Mda(store)
+            mda = Mda(store, junk_mailbox=_junk_mailbox(config))
             dispatch = Dispatch(
                 directory, mda, queue, hostname=config.hostname, delimiter=config.mail.subaddress_delimiter
             )
@@ -260,9 +261,10 @@ class Process:
             bounce = Bounce(submit, hostname=config.hostname)
             dispatch.delivered = bounce.delivered
             if self._role in ("all", "runner"):
-                await self._start_runner(stack, directory, peers, queue, dispatch, bounce)
+                await self._start_runner(stack, directory, peers, queue, dispatch, bounce, resolver)
+            resolver = Resolver(config.dns)
             if self._role in ("all", "session"):
-                await self._start_sessions(stack, directory, store, mda, dispatch)
+                await self._start_sessions(stack, directory, store, mda, dispatch, resolver)
             self._log.info("process_started", version=__version__, event_loop=type(loop).__module__.split(".")[0])
             ready()
             await self._serve()
@@ -281,13 +283,22 @@ class Process:
                     await self._stop.wait()
 
     async def _start_sessions(
-        self, stack: contextlib.AsyncExitStack, directory: Directory, store: Store, mda: Mda, dispatch: Dispatch
+        self,
+        stack: contextlib.AsyncExitStack,
+        directory: Directory,
+        store: Store,
+        mda: Mda,
+        dispatch: Dispatch,
+        resolver: Resolver,
     ) -> None:
         config, site = self._config, self._site
         authenticator = Authenticator(directory, config.accounts)
         stack.callback(authenticator.close)
         signer = Signer(site.data_dir / "dkim", complain=self._complain_of_key)
-        inbound = Inbound(directory, mda, dispatch, smtp=config.smtp, hostname=config.hostname)
+        checks = build_pipeline(config, resolver)
+        if checks is not None:
+            stack.push_async_callback(checks.close)
+        inbound = Inbound(directory, mda, dispatch, smtp=config.smtp, hostname=config.hostname, checks=checks)
         submission = Submission(
             directory, authenticator, mda, dispatch, signer, submission=config.submission, hostname=config.hostname
         )
@@ -355,7 +366,7 @@ class Process:
         bounce: Bounce,
     ) -> None:
         config = self._config
-        resolver = Resolver(config.dns)
+        resolver: Resolver,
         deliver = Deliver(resolver, config.outbound, config.hostname, own_addresses=_own_addresses(config))
         stack.push_async_callback(deliver.close)
 
@@ -461,6 +472,11 @@ def _own_addresses(config: Config) -> list[str]:
         if port == str(config.outbound.port):
             found.append(host.strip("[]"))
     return found
+def _junk_mailbox(config: Config) -> str:
+    """The folder whose special use is \\Junk."""
+    return next((name for name, use in config.mail.folders.items() if use == "\\Junk"), "Junk")
+
+
 
 
 def _needs_restart(old: Config, new: Config) -> list[str]:

@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pymx.config.model import Config
+from pymx.config.zones import ZoneError, parse_zone
 
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9\-]{0,61}[a-z0-9])?\Z", re.IGNORECASE)
 _ADDRESS = re.compile(r"[^@\s,<>]+@[^@\s,<>]+\Z")
+_HTTP_URL = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?/?\Z")
 _SPECIAL_USES = frozenset({"", "\\All", "\\Archive", "\\Drafts", "\\Flagged", "\\Junk", "\\Sent", "\\Trash"})
 _MAX_SOCKET_PATH_OCTETS = 107
 
@@ -31,6 +33,7 @@ def check(config: Config) -> list[str]:
         *_listeners(config),
         *_sockets(config),
         *_dns(config),
+        *_checks(config),
         *_outbound(config),
     ]
 
@@ -187,6 +190,31 @@ def _dns(config: Config) -> Iterator[str]:
     for server in config.dns.nameservers:
         if not _is_address_of_host(server.strip("[]")) and not _is_listen_spec(server):
             yield _error("[dns] nameservers", server, 'expected "ADDRESS" or "ADDRESS:PORT"')
+
+
+def _checks(config: Config) -> Iterator[str]:
+    checks, rspamd = config.checks, config.rspamd
+    if checks.dmarc and not (checks.spf and checks.dkim):
+        off = "spf" if not checks.spf else "dkim"
+        yield _error(f"[checks] {off}", False, "dmarc = true needs it: legitimate mail would be refused")
+    for key, zones in (("dnsbl", checks.dnsbl), ("dnswl", checks.dnswl)):
+        for zone in zones:
+            try:
+                parse_zone(zone)
+            except ZoneError as e:
+                yield _error(f"[checks] {key}", zone, str(e))
+    for sealer in checks.trusted_sealers:
+        if not _is_host_name(sealer):
+            yield _error("[checks] trusted_sealers", sealer, "expected a domain")
+    if rspamd.url:
+        if not _HTTP_URL.match(rspamd.url):
+            yield _error("[rspamd] url", rspamd.url, "expected http://HOST:PORT such as http://127.0.0.1:11333")
+        if rspamd.timeout_s > checks.timeout_s:
+            yield _error(
+                "[rspamd] timeout_s", rspamd.timeout_s, f"is longer than [checks] timeout_s = {checks.timeout_s}"
+            )
+        if rspamd.password_file:
+            yield from _readable("[rspamd] password_file", rspamd.password_file)
 
 
 def _outbound(config: Config) -> Iterator[str]:

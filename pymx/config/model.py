@@ -168,10 +168,46 @@ class Dns(Struct, forbid_unknown_fields=True, frozen=True):
 class Limits(Struct, forbid_unknown_fields=True, frozen=True):
     """Who is never limited."""
 
-    trusted: Annotated[list[str], _doc("addresses and networks never rate-limited or banned")] = field(
+    trusted: Annotated[
+        list[str], _doc("addresses and networks never rate-limited or banned, and whose mail is not checked")
+    ] = field(default_factory=list)
+
+
+class Checks(Struct, forbid_unknown_fields=True, frozen=True):
+    """What mail from other servers is judged by; docs/checks.md says what each check does."""
+
+    spf: Annotated[bool, _doc("may the host send for the domain of MAIL FROM (RFC 7208)")] = True
+    dkim: Annotated[bool, _doc("who signed the message (RFC 6376)")] = True
+    dmarc: Annotated[bool, _doc("does the domain in From own it, else its policy (RFC 7489); needs spf and dkim")] = (
+        True
+    )
+    arc: Annotated[bool, _doc("what forwarders saw before (RFC 8617); counts only with trusted_sealers")] = True
+    iprev: Annotated[bool, _doc("has the host a name that leads back to it; a hint")] = True
+    helo: Annotated[bool, _doc("is the name in HELO one; a hint")] = True
+    dnsbl: Annotated[
+        list[str],
+        _doc("lists of bad hosts (RFC 5782): ZONE=WEIGHT, or ZONE=127.0.0.[2..4;9]*WEIGHT for some answers"),
+    ] = field(default_factory=list)
+    dnswl: Annotated[list[str], _doc("lists of good hosts, the same way; the weight is taken off the score")] = field(
         default_factory=list
     )
 
+    trusted_sealers: Annotated[
+        list[str], _doc("domains whose ARC seal lets forwarded mail through DMARC, such as of mailing lists")
+    ] = field(default_factory=list)
+    junk_score: Annotated[Positive, _doc("sum of the hints' weights from which mail goes to Junk")] = 5
+    timeout_s: Annotated[Positive, _doc("longest wait for all checks of a message, after its end")] = 10
+
+
+class Rspamd(Struct, forbid_unknown_fields=True, frozen=True):
+    """The spam filter rspamd, if there is one."""
+
+    url: Annotated[str, _doc("its normal worker, such as http://127.0.0.1:11333; empty = off")] = ""
+    password_file: Annotated[str, _doc("file with the worker's password; empty = none")] = ""
+    timeout_s: Annotated[Positive, _doc("wait for its answer; at most [checks] timeout_s")] = 8
+    when_down: Annotated[
+        Literal["accept", "junk", "defer"], _doc("what becomes of mail while it gives no usable answer")
+    ] = "accept"
 
 class Route(Struct, forbid_unknown_fields=True, frozen=True):
     """One smarthost."""
@@ -249,4 +285,6 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     dns: Dns = field(default_factory=Dns)
     limits: Limits = field(default_factory=Limits)
     outbound: Outbound = field(default_factory=Outbound)
+    checks: Checks = field(default_factory=Checks)
+    rspamd: Rspamd = field(default_factory=Rspamd)
     log: Logging = field(default_factory=Logging)

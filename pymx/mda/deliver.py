@@ -1,7 +1,9 @@
 """Local delivery: accounts → mailboxes, and what came of it.
 
 Resolves nothing: it gets accounts and the addresses they are reached by. Every recipient's copy begins with its own
-Return-Path and Delivered-To, so each is a file of its own. Mail goes to INBOX; a subaddress does not choose a folder.
+Return-Path and Delivered-To, so each is a file of its own. Mail goes to INBOX, junk (`mail.spam.is_junk`) to the folder
+for it, which is made if need be; a subaddress does not choose a folder. The mark is a field of the message, so it holds
+for a copy that comes from the queue as well.
 
 A delivery never raises for one account: each gets an `Outcome`. What the store can't do now is a temporary failure;
 only a mailbox that can't exist (its name is impossible on disk) is one for good.
@@ -16,7 +18,7 @@ from typing import Protocol
 
 from pymx import log, metrics
 from pymx.accounts.account import Account
-from pymx.mail import header, trace
+from pymx.mail import header, spam, trace
 from pymx.mail.address import Address
 from pymx.mail.envelope import Envelope
 from pymx.ms.errors import InvalidName, OverQuota, StorageFull, StoreError
@@ -84,8 +86,9 @@ class Mailboxes(Protocol):
 class Mda:
     """The mail delivery agent over a message store."""
 
-    def __init__(self, store: Mailboxes) -> None:
+    def __init__(self, store: Mailboxes, *, junk_mailbox: str = "Junk") -> None:
         self._store = store
+        self._junk_mailbox = junk_mailbox
 
     async def check(self, account: Account, octets: int) -> None:
         """Could `account` take a message of that size now? Raises MailboxUnavailable."""
@@ -104,8 +107,14 @@ class Mda:
             # RFC 5321 s. 4.4: ours is the only one; another would be taken for where bounces go
             content = content.with_head(header.remove(content.head, ["return-path"]))
         return_path = trace.return_path(envelope.mail_from)
+        junk = spam.is_junk(content.head)
         deliveries = [
-            Delivery(_owner(r.account), INBOX, content.prepended(return_path + trace.delivered_to(r.delivered_to)))
+            Delivery(
+                _owner(r.account),
+                self._junk_mailbox if junk else INBOX,
+                content.prepended(return_path + trace.delivered_to(r.delivered_to)),
+                create=junk,
+            )
             for r in recipients
         ]
         results = await self._store.deliver(deliveries)

@@ -118,9 +118,11 @@ class Dispatch:
         self._delimiter = delimiter
         self.delivered: Callable[[Report], Awaitable[None]] | None = None  # tells a user who asked for it (RFC 3461)
 
-    async def accept(self, envelope: Envelope, content: Content, targets: Sequence[Target]) -> Accepted:
-        """Take the message for all `targets`. At return it is durable. Raises SmtpError."""
-        queue_id = new_queue_id()
+    async def accept(
+        self, envelope: Envelope, content: Content, targets: Sequence[Target], *, queue_id: QueueId | None = None
+    ) -> Accepted:
+        """Take the message for all `targets`, under an id if it has one. At return it is durable. Raises SmtpError."""
+        queue_id = queue_id or new_queue_id()
         outcome = (await self._commit(queue_id, envelope, content, [self._group(targets)]))[0]
         if isinstance(outcome, SmtpError):
             raise outcome

@@ -1,11 +1,13 @@
 """Policy of port 25 and of LMTP: mail from elsewhere for mailboxes here (RFC 5321, RFC 2033).
 
-Stages, in this order, and what each may say besides the hooks in `checks`:
+Stages, in this order, and what each may say besides the checks:
 
-    CONNECT  nothing of its own
     MAIL     nothing of its own (syntax, SIZE and limits are the engine's)
     RCPT     foreign domain 550 5.7.1; unknown 550 5.1.1; mailbox full 452 4.2.2; directory down 451 4.3.0
     DATA     more than `max_received` hops, or delivered to one of the recipients before: 554 5.4.6
+
+The checks (pymx.checks) judge what comes to port 25 from hosts that are not trusted: refused at RCPT or after the data,
+marked as junk, or taken with their results in front. They are asked after everything else, since they cost most.
 
 A bounce (null sender) may have several recipients: RFC 5321 s. 4.5.5 asks for one but forbids nothing. A message
 without a valid header is taken as it came. Authentication-Results that claim to be this host's are removed (RFC 8601
@@ -17,20 +19,22 @@ fail the next host's SPF check (RFC 7208 s. D.2); its DKIM signature stays valid
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from pymx.accounts.account import Account, DirectoryUnavailable, Resolution
+from pymx.checks.check import Facts
+from pymx.checks.pipeline import Inspection, Pipeline
 from pymx.config.model import Smtp
 from pymx.mail import authres, trace
 from pymx.mail.address import Address
-from pymx.mail.envelope import Envelope, Recipient
+from pymx.mail.envelope import Envelope, Origin, Recipient
 from pymx.mda.deliver import Failure, MailboxUnavailable
 from pymx.mta.dispatch import Accepted, Target
 from pymx.proto.smtp import reply as replies
 from pymx.proto.smtp.reply import Reply, SmtpError
+from pymx.queue.item import QueueId, new_queue_id
 from pymx.smtpd.handler import MailParameters, SessionFacts
 from pymx.spool import Content
 
@@ -38,29 +42,6 @@ _FULL = {
     Failure.OVER_QUOTA: replies.OVER_QUOTA,
     Failure.STORAGE_FULL: replies.STORAGE_FULL,
 }
-
-
-class Stage(enum.Enum):
-    """The moments at which a message can be judged."""
-
-    CONNECT = "connect"
-    MAIL = "mail"
-    RCPT = "rcpt"
-    DATA = "data"
-
-
-@dataclass(slots=True)
-class Facts:
-    """What is known at a stage; later stages know more. `content` is None before DATA."""
-
-    session: SessionFacts
-    mail_from: Address | None = None
-    recipients: list[Recipient] = field(default_factory=list)
-    content: Content | None = None
-
-
-Check = Callable[[Stage, Facts], Awaitable[None]]
-"""A hook: raises SmtpError to refuse."""
 
 
 class Directory(Protocol):
@@ -76,7 +57,9 @@ class Door(Protocol):
 
     def delivered_to(self, recipient: Recipient, account: Account) -> Address: ...
 
-    async def accept(self, envelope: Envelope, content: Content, targets: Sequence[Target]) -> Accepted: ...
+    async def accept(
+        self, envelope: Envelope, content: Content, targets: Sequence[Target], *, queue_id: QueueId | None = None
+    ) -> Accepted: ...
 
     async def accept_each(self, envelope: Envelope, content: Content, targets: Sequence[Target]) -> list[Reply]: ...
 
@@ -98,17 +81,17 @@ class Inbound:
         *,
         smtp: Smtp,
         hostname: str,
-        checks: Sequence[Check] = (),
+        checks: Pipeline | None = None,
     ) -> None:
         self.directory = directory
         self.mda = mda
         self.dispatch = dispatch
         self.max_received = smtp.max_received
         self.hostname = hostname
-        self._checks = tuple(checks)
+        self.checks = checks
 
     async def connected(self, session: SessionFacts) -> None:
-        await self.judge(Stage.CONNECT, Facts(session))
+        """Everybody may try."""
 
     async def authenticate(self, session: SessionFacts, login: str, password: str) -> str:
         """No logins here: they belong to the submission ports."""
@@ -117,28 +100,24 @@ class Inbound:
     async def mail(
         self, session: SessionFacts, mail_from: Address | None, parameters: MailParameters
     ) -> InboundTransaction:
-        facts = Facts(session, mail_from)
-        await self.judge(Stage.MAIL, facts)
-        return InboundTransaction(self, facts, parameters)
+        return InboundTransaction(self, session.origin(), mail_from, parameters)
 
     def closed(self, session: SessionFacts, counts: Mapping[str, int]) -> None:
         """Nothing is kept per connection; the engine writes its line."""
-
-    async def judge(self, stage: Stage, facts: Facts) -> None:
-        """Ask every check at its stage, in order. Raises SmtpError."""
-        for check in self._checks:
-            await check(stage, facts)
 
 
 class InboundTransaction:
     """One message from elsewhere."""
 
-    __slots__ = ("_facts", "_inbound", "_parameters", "_targets")
+    __slots__ = ("_inbound", "_inspection", "_mail_from", "_origin", "_parameters", "_queue_id", "_targets")
 
-    def __init__(self, inbound: Inbound, facts: Facts, parameters: MailParameters) -> None:
+    def __init__(self, inbound: Inbound, origin: Origin, mail_from: Address | None, parameters: MailParameters) -> None:
         self._inbound = inbound
-        self._facts = facts
+        self._origin = origin
+        self._mail_from = mail_from
         self._parameters = parameters
+        self._queue_id = new_queue_id()
+        self._inspection: Inspection | None = None
         self._targets: list[Target] = []
 
     async def rcpt(self, recipient: Recipient) -> None:
@@ -151,36 +130,54 @@ class InboundTransaction:
             raise SmtpError(replies.RELAY_DENIED, f"{address.domain} is not a domain of ours")
         resolution = await self._inbound.dispatch.resolve(address)
         await require_room(self._inbound.mda, resolution, self._parameters.size or 0)
-        self._facts.recipients.append(recipient)
-        try:
-            await self._inbound.judge(Stage.RCPT, self._facts)
-        except SmtpError:
-            self._facts.recipients.pop()
-            raise
+        checks = self._inbound.checks
+        if checks is not None and checks.concerns(self._origin):
+            await self._inspect(checks, recipient)
         self._targets.append(Target(recipient, resolution))
 
     async def data(self, content: Content) -> Reply:
-        content = await self._checked(content)
+        self._count_hops(content)
         if looping := self._looping(content):
             raise SmtpError(replies.ROUTING_LOOP, f"delivered to {looping[0].recipient.address} before")
-        accepted = await self._inbound.dispatch.accept(self._envelope(), content, self._targets)
+        content = await self._checked(content)
+        accepted = await self._inbound.dispatch.accept(
+            self._envelope(), content, self._targets, queue_id=self._queue_id
+        )
         return accepted.reply
 
     async def data_per_recipient(self, content: Content) -> list[Reply]:
+        self._count_hops(content)
         content = await self._checked(content)
         looping = self._looping(content)
         wanted = [target for target in self._targets if target not in looping]
         answers = iter(await self._inbound.dispatch.accept_each(self._envelope(), content, wanted) if wanted else [])
         return [replies.ROUTING_LOOP if target in looping else next(answers) for target in self._targets]
 
-    async def _checked(self, content: Content) -> Content:
-        """The message after the DATA stage, as it will be stored."""
+    async def _inspect(self, checks: Pipeline, recipient: Recipient) -> None:
+        """Begin the checks with the first recipient, and ask those that judge recipients. Raises SmtpError."""
+        if self._inspection is None:
+            self._inspection = checks.begin(Facts(self._origin, self._queue_id, self._mail_from))
+        recipients = self._inspection.facts.recipients
+        recipients.append(recipient)
+        try:
+            await self._inspection.recipient()
+        except SmtpError:
+            recipients.pop()
+            raise
+
+    def _count_hops(self, content: Content) -> None:
         hops = trace.count_received(content.head)
         if hops > self._inbound.max_received:
             raise SmtpError(replies.ROUTING_LOOP, f"{hops} Received fields")
-        self._facts.content = content
-        await self._inbound.judge(Stage.DATA, self._facts)
-        return content.with_head(authres.without_claims(content.head, self._inbound.hostname))
+
+    async def _checked(self, content: Content) -> Content:
+        """The message as it will be stored. Raises SmtpError."""
+        if self._inspection is None:
+            return content.with_head(authres.without_claims(content.head, self._inbound.hostname))
+        found = await self._inspection.message(content)
+        if found.peer_name:
+            self._origin = replace(self._origin, peer_name=found.peer_name)
+        return found.content
 
     def _looping(self, content: Content) -> list[Target]:
         """The recipients with a mailbox that has had the message before (RFC 9228 s. 4)."""
@@ -198,9 +195,9 @@ class InboundTransaction:
 
     def _envelope(self) -> Envelope:
         return Envelope(
-            self._facts.mail_from,
+            self._mail_from,
             tuple(target.recipient for target in self._targets),
-            self._facts.session.origin(),
+            self._origin,
             body=self._parameters.body,
             smtputf8=self._parameters.smtputf8,
             ret=self._parameters.ret,

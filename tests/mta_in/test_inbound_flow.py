@@ -13,8 +13,6 @@ from support.tls import TlsFiles
 from support.wait import wait_until
 
 from pymx.config.model import Outbound, Smtp
-from pymx.mta.inbound import Facts, Stage
-from pymx.proto.smtp.reply import REJECTED_BY_POLICY, SmtpError
 
 ALICE, BOB = "alice@example.test", "bob@example.test"
 MESSAGE = "From: x@remote.test\r\nTo: alice@example.test\r\nSubject: hi\r\nMessage-ID: <1@x>\r\n\r\n..body\r\n"
@@ -218,22 +216,3 @@ async def test_a_full_queue_is_a_temporary_refusal(tmp_path: Path, tls_files: Tl
         with pytest.raises(smtplib.SMTPDataError) as refused:
             await flow.blocking(send, flow.ports["smtp"], ["info@example.test"])
         assert refused.value.smtp_code == 452
-
-
-async def test_checks_are_asked_at_their_stages_in_order(tmp_path: Path, tls_files: TlsFiles) -> None:
-    asked: list[str] = []
-
-    async def first(stage: Stage, facts: Facts) -> None:
-        asked.append(stage.value)
-
-    async def second(stage: Stage, facts: Facts) -> None:
-        if stage is Stage.RCPT and facts.recipients[-1].address.local_part == "bob":
-            raise SmtpError(REJECTED_BY_POLICY, "not bob")
-        if stage is Stage.DATA:
-            assert facts.content is not None
-            assert [r.address.local_part for r in facts.recipients] == ["alice"]
-
-    async with mail_in(tmp_path, tls=tls_files.server_context(), checks=[first, second]) as flow:
-        refused = await flow.blocking(send, flow.ports["smtp"], [BOB, ALICE])
-        assert list(refused) == [BOB]
-        assert asked == ["connect", "mail", "rcpt", "rcpt", "data"]

@@ -14,6 +14,7 @@ from pymx.accounts import passwords
 from pymx.accounts.authenticate import Authenticator
 from pymx.accounts.directory import Directory
 from pymx.accounts.registry import Registry
+from pymx.checks.pipeline import Pipeline
 from pymx.config.model import Accounts, Database, Mail, Outbound, Smtp, Submission
 from pymx.mail.envelope import Listener
 from pymx.mailauth.dkim.sign import Signer
@@ -21,7 +22,7 @@ from pymx.mda.deliver import Mda
 from pymx.ms.store import Store
 from pymx.msa.submission import Submission as SubmissionPolicy
 from pymx.mta.dispatch import Dispatch
-from pymx.mta.inbound import Check, Inbound
+from pymx.mta.inbound import Inbound
 from pymx.net.listener import Server, bind
 from pymx.net.sessions import Sessions
 from pymx.queue.item import Copy, QueueId
@@ -80,7 +81,7 @@ async def mail_in(
     smtp: Smtp | None = None,
     submission: Submission | None = None,
     outbound: Outbound | None = None,
-    checks: Sequence[Check] = (),
+    checks: Pipeline | None = None,
     quotas: dict[str, int] | None = None,
 ) -> AsyncIterator[MailIn]:
     """Accounts alice@ and bob@example.test, carol@other.test; info@example.test leads to bob and to x@far.test."""

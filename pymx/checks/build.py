@@ -1,0 +1,53 @@
+"""The pipeline that the configuration asks for."""
+
+from __future__ import annotations
+
+from pymx.checks.arc import Arc
+from pymx.checks.check import Check
+from pymx.checks.dkim import Dkim
+from pymx.checks.dmarc import Dmarc
+from pymx.checks.dnsbl import Dnsbl
+from pymx.checks.helo import Helo
+from pymx.checks.iprev import Iprev
+from pymx.checks.patience import Patience
+from pymx.checks.pipeline import Pipeline
+from pymx.checks.spf import Spf
+from pymx.config.model import Config
+from pymx.mailauth.questions import Questions
+
+# Shares of the time limit; see pymx.checks.pipeline
+_SIGNATURE_SHARE = 0.4
+_DOMAIN_SHARE = 0.3
+
+
+def build_pipeline(config: Config, resolver: Questions) -> Pipeline | None:
+    """The checks that are on, in the order of their results; None when none is."""
+    on = config.checks
+    patience = Patience(resolver, on.timeout_s * _SIGNATURE_SHARE)
+    checks: list[Check] = []
+    if on.iprev:
+        checks.append(Iprev(resolver))
+    if on.helo:
+        checks.append(Helo(resolver, hostname=config.hostname))
+    if on.dnsbl:
+        checks.append(Dnsbl(resolver, on.dnsbl))
+    if on.dnswl:
+        checks.append(Dnsbl(resolver, on.dnswl, good=True))
+    if on.spf:
+        checks.append(Spf(resolver, hostname=config.hostname))
+    if on.dkim:
+        checks.append(Dkim(patience))
+    if on.arc:
+        checks.append(Arc(patience))
+    if on.dmarc:
+        limit_s = on.timeout_s * _DOMAIN_SHARE
+        checks.append(Dmarc(resolver, trusted_sealers=on.trusted_sealers, domain_timeout_s=limit_s))
+    if not checks:
+        return None
+    return Pipeline(
+        checks,
+        hostname=config.hostname,
+        timeout_s=on.timeout_s,
+        junk_score=on.junk_score,
+        trusted=config.limits.trusted,
+    )

@@ -1,0 +1,233 @@
+"""All checks of a message, their time limit, and what becomes of the message.
+
+`Pipeline.begin` at the first accepted recipient gives an `Inspection`; its `recipient()` and `message()` raise
+SmtpError when the checks refuse, and `message()` otherwise gives a `Finding`: the message as it is to be stored.
+
+Guarantees: no check makes a message wait longer than `[checks] timeout_s` after its last octet; a check that fails in
+any way is logged and counts as what it says of itself for that case; one line `message_checked` per message, refused or
+not, has the whole verdict.
+
+What is added: Authentication-Results (RFC 8601) and what checks want to add (Received-SPF, fields of rspamd); for junk
+`X-Pymx-Junk`, and X-Spam-… whenever there is a score. X-Spam-… and X-Pymx-… that came with the message are taken out:
+here nobody but we says such things.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pymx import log, metrics
+from pymx.checks.check import Check, Facts, Stage
+from pymx.checks.peer import peer_address
+from pymx.checks.verdict import Judgement, Level, Verdict, merge
+from pymx.mail import authres, spam
+from pymx.mail.envelope import Listener, Origin
+from pymx.mail.header import HeaderError, build_field, iter_fields
+from pymx.proto.smtp import reply as replies
+from pymx.proto.smtp.reply import SmtpError
+from pymx.spool import Content
+
+_log = log.get("checks")
+# What other checks wait for ends after this share of the time limit: who makes us wait for his own domain's DNS must
+# not keep those that come after from having their time.
+_SHARE_OF_NEEDED = 0.6
+_EARLY = (Stage.CONNECT, Stage.HELO, Stage.MAIL)
+_REFUSALS = {Level.DEFER: replies.TRY_LATER, Level.REJECT: replies.REJECTED_BY_POLICY}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A message that was not refused: as it is to be stored, and the proven name of its sender's host."""
+
+    content: Content
+    peer_name: str
+
+
+class Pipeline:
+    """The checks of a process. `close()` ends those that are still running."""
+
+    def __init__(
+        self,
+        checks: Sequence[Check],
+        *,
+        hostname: str,
+        timeout_s: float,
+        junk_score: float,
+        trusted: Sequence[str] = (),
+    ) -> None:
+        self.checks = tuple(checks)
+        self.hostname = hostname
+        self.timeout_s = timeout_s
+        self.junk_score = junk_score
+        self._needed = frozenset(name for check in checks for name in check.needs)
+        self._trusted = [ipaddress.ip_network(network, strict=False) for network in trusted]
+        self._running: set[asyncio.Task[None]] = set()
+
+    def concerns(self, origin: Origin) -> bool:
+        """Is mail from there checked? Not over LMTP (who hands it over has checked it), not from trusted hosts."""
+        if origin.listener is not Listener.SMTP or origin.account or not origin.peer_ip:
+            return False
+        if not self._trusted:
+            return True
+        address = peer_address(origin.peer_ip)
+        return not any(address in network for network in self._trusted)
+
+    def begin(self, facts: Facts) -> Inspection:
+        """Start the checks that know enough already."""
+        inspection = Inspection(self, facts)
+        inspection.start(_EARLY)
+        return inspection
+
+    def time_for(self, check: Check) -> float:
+        """How many seconds a check has."""
+        return self.timeout_s * _SHARE_OF_NEEDED if check.name in self._needed else self.timeout_s
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Hold on to a running check, also when its session has gone."""
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def close(self) -> None:
+        for task in tuple(self._running):
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        for check in self.checks:
+            await check.close()
+
+
+class Inspection:
+    """The checks of one message."""
+
+    __slots__ = ("_pipeline", "_tasks", "_verdicts", "facts")
+
+    def __init__(self, pipeline: Pipeline, facts: Facts) -> None:
+        self.facts = facts
+        self._pipeline = pipeline
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._verdicts: dict[str, Verdict] = {}
+
+    def start(self, stages: tuple[Stage, ...]) -> None:
+        """Start every check of these stages, to be over within the time limit from now."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for stage in stages:
+            for check in self._pipeline.checks:
+                if stage in check.stages:
+                    task = loop.create_task(self._run(check, stage, now + self._pipeline.time_for(check)))
+                    self._tasks[check.name] = task
+                    self._pipeline.keep(task)
+
+    async def recipient(self) -> None:
+        """Ask the checks at RCPT about the last of the recipients. Raises SmtpError."""
+        checks = [check for check in self._pipeline.checks if Stage.RCPT in check.stages]
+        until = asyncio.get_running_loop().time() + self._pipeline.timeout_s
+        for check in checks:
+            await self._run(check, Stage.RCPT, until)
+            verdict = self._verdicts[check.name]
+            if verdict.level >= Level.DEFER:
+                raise SmtpError(verdict.reply or _REFUSALS[verdict.level], f"{check.name}: {verdict.reason}")
+
+    async def message(self, content: Content) -> Finding:
+        """Judge the whole message. Raises SmtpError."""
+        started = time.monotonic()
+        self.facts.content = content
+        self.start((Stage.DATA,))
+        if self._tasks:
+            await asyncio.wait(self._tasks.values())
+        order = [check.name for check in self._pipeline.checks if check.name in self._verdicts]
+        judgement = merge([(name, self._verdicts[name]) for name in order], self._pipeline.junk_score)
+        reply = None
+        if judgement.level >= Level.DEFER:
+            reply = judgement.reply or _REFUSALS[judgement.level]
+        self._write_line(judgement, "" if reply is None else f"{reply.code} {reply.enhanced}", started)
+        if reply is not None:
+            raise SmtpError(reply, judgement.reason)
+        return Finding(
+            content.with_head(self._head(content.head, judgement)),
+            self.facts.iprev.name if self.facts.iprev and self.facts.iprev.result == "pass" else "",
+        )
+
+    async def _run(self, check: Check, stage: Stage, until: float) -> None:
+        """One check, with its time limit; it always leaves a verdict."""
+        needed = [self._tasks[name] for name in check.needs if name in self._tasks]
+        if needed:
+            await asyncio.wait(needed)
+        try:
+            async with asyncio.timeout_at(until):
+                verdict = await check.run(stage, self.facts)
+        except TimeoutError:
+            verdict = check.unavailable(self.facts, f"not done within {self._pipeline.time_for(check):g} s")
+        except Exception:
+            # whatever a message is made of, a check that trips over it must not keep it from its reader
+            _log.exception("check_failed", **self._who(), check=check.name, stage=stage.value)
+            verdict = check.unavailable(self.facts, "an error of the server")
+        self._verdicts[check.name] = verdict
+
+    def _head(self, head: bytes, judgement: Judgement) -> bytes:
+        """The header block with our fields in front, and without those that only we may write."""
+        junk = judgement.level is Level.JUNK
+        head = spam.without_judgement(authres.without_claims(head, self._pipeline.hostname))
+        verdicts = [verdict for _, verdict in judgement.verdicts]
+        removals = [removal for verdict in verdicts for removal in verdict.removals]
+        if removals:
+            head = _without(head, removals)
+        results = [result for verdict in verdicts for result in verdict.results]
+        added = [field for verdict in verdicts for field in verdict.fields]
+        score = next((verdict.spam for verdict in verdicts if verdict.spam is not None), None)
+        if score is None and (junk or judgement.score):
+            hints = tuple(name for name, verdict in judgement.verdicts if verdict.score)
+            score = spam.SpamScore(judgement.score, self._pipeline.junk_score, hints)
+        if score is not None:
+            said = {name.lower() for name, _ in added}
+            added += [field for field in spam.spam_fields(score, junk=junk) if field[0].lower() not in said]
+        out = [authres.authentication_results(self._pipeline.hostname, results)]
+        for name, value in added:
+            try:
+                out.append(build_field(name, spam.one_line(value)))
+            except HeaderError as e:
+                _log.warning("field_not_added", **self._who(), reason=str(e))
+        if junk:
+            out.append(spam.junk_field(judgement.reason))
+        return b"".join(out) + head
+
+    def _who(self) -> dict[str, object]:
+        return {"session": self.facts.origin.session, "queue_id": self.facts.queue_id}
+
+    def _write_line(self, judgement: Judgement, reply: str, started: float) -> None:
+        facts = self.facts
+        assert facts.content is not None
+        metrics.add(f"messages_checked_{judgement.level.word}")
+        spam_score = next((v.spam for _, v in judgement.verdicts if v.spam is not None), None)
+        _log.info(
+            "message_checked",
+            **self._who(),
+            peer_ip=facts.origin.peer_ip,
+            helo=facts.origin.helo,
+            mail_from=str(facts.mail_from or "<>"),
+            rcpt_to=",".join(str(r.address) for r in facts.recipients),
+            verdict=judgement.level.word,
+            reply=reply,
+            check=judgement.summary,
+            score=judgement.score or None,
+            symbols=",".join(spam_score.tests)[:1000] if spam_score else "",
+            reason=judgement.reason,
+            size_octets=facts.content.size_octets,
+            duration_ms=round((time.monotonic() - started) * 1000, 1),
+        )
+
+
+def _without(head: bytes, removals: Sequence[tuple[str, int]]) -> bytes:
+    """The block without the fields in `removals`: 0 = all, n = the nth of that name, -n = the nth from the end."""
+    fields = list(iter_fields(head))
+    drop: set[int] = set()
+    for name, which in removals:
+        places = [i for i, field in enumerate(fields) if field.name == name.lower()]
+        if which == 0:
+            drop.update(places)
+        elif abs(which) <= len(places):
+            drop.add(places[which - 1 if which > 0 else which])
+    return b"".join(field.raw for i, field in enumerate(fields) if i not in drop)
