@@ -35,8 +35,8 @@ from pymx.accounts.account import AccountsError
 from pymx.accounts.authenticate import Authenticator
 from pymx.accounts.directory import Directory
 from pymx.admin.control import Control
-from pymx.config.check import check
 from pymx.checks.build import build_pipeline
+from pymx.config.check import check
 from pymx.config.load import ConfigError, load
 from pymx.config.model import Config
 from pymx.imapd.server import ImapServer
@@ -260,9 +260,9 @@ class Process:
 
             bounce = Bounce(submit, hostname=config.hostname)
             dispatch.delivered = bounce.delivered
+            resolver = Resolver(config.dns)
             if self._role in ("all", "runner"):
                 await self._start_runner(stack, directory, peers, queue, dispatch, bounce, resolver)
-            resolver = Resolver(config.dns)
             if self._role in ("all", "session"):
                 await self._start_sessions(stack, directory, store, mda, dispatch, resolver)
             self._log.info("process_started", version=__version__, event_loop=type(loop).__module__.split(".")[0])
@@ -364,9 +364,9 @@ class Process:
         queue: Queue,
         dispatch: Dispatch,
         bounce: Bounce,
+        resolver: Resolver,
     ) -> None:
         config = self._config
-        resolver: Resolver,
         deliver = Deliver(resolver, config.outbound, config.hostname, own_addresses=_own_addresses(config))
         stack.push_async_callback(deliver.close)
 
@@ -455,6 +455,11 @@ class Process:
         self._log.error("dkim_key_unusable", path=path, reason=reason)
 
 
+def _junk_mailbox(config: Config) -> str:
+    """The folder whose special use is \\Junk."""
+    return next((name for name, use in config.mail.folders.items() if use == "\\Junk"), "Junk")
+
+
 def _reload_certificates(site: Site) -> None:
     """In the supervisor: processes that are forked later start with the new certificate."""
     if site.certificates.configured:
@@ -472,11 +477,6 @@ def _own_addresses(config: Config) -> list[str]:
         if port == str(config.outbound.port):
             found.append(host.strip("[]"))
     return found
-def _junk_mailbox(config: Config) -> str:
-    """The folder whose special use is \\Junk."""
-    return next((name for name, use in config.mail.folders.items() if use == "\\Junk"), "Junk")
-
-
 
 
 def _needs_restart(old: Config, new: Config) -> list[str]:

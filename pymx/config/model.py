@@ -191,7 +191,6 @@ class Checks(Struct, forbid_unknown_fields=True, frozen=True):
     dnswl: Annotated[list[str], _doc("lists of good hosts, the same way; the weight is taken off the score")] = field(
         default_factory=list
     )
-
     trusted_sealers: Annotated[
         list[str], _doc("domains whose ARC seal lets forwarded mail through DMARC, such as of mailing lists")
     ] = field(default_factory=list)
@@ -208,6 +207,7 @@ class Rspamd(Struct, forbid_unknown_fields=True, frozen=True):
     when_down: Annotated[
         Literal["accept", "junk", "defer"], _doc("what becomes of mail while it gives no usable answer")
     ] = "accept"
+
 
 class Route(Struct, forbid_unknown_fields=True, frozen=True):
     """One smarthost."""
@@ -284,7 +284,7 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     control: Control = field(default_factory=Control)
     dns: Dns = field(default_factory=Dns)
     limits: Limits = field(default_factory=Limits)
-    outbound: Outbound = field(default_factory=Outbound)
     checks: Checks = field(default_factory=Checks)
     rspamd: Rspamd = field(default_factory=Rspamd)
+    outbound: Outbound = field(default_factory=Outbound)
     log: Logging = field(default_factory=Logging)
