@@ -24,6 +24,7 @@ import signal
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ from pymx.imapd.server import ImapServer
 from pymx.mail.envelope import Envelope, Listener
 from pymx.mailauth.dkim.sign import Signer
 from pymx.mda.deliver import Mda
+from pymx.ms.removed import purge
 from pymx.ms.store import Store
 from pymx.msa.submission import Submission
 from pymx.mta.bounce import Bounce
@@ -405,6 +407,21 @@ class Process:
         )
         await control.start()
         stack.push_async_callback(control.close)
+        housekeeping = asyncio.get_running_loop().create_task(self._keep_house())
+        stack.callback(housekeeping.cancel)
+
+    async def _keep_house(self) -> None:
+        """Once at the start, then once a day."""
+        root, keep_s = Path(self._config.mail.root), self._config.mail.keep_removed_days * 86400
+        while True:
+            try:
+                gone = await asyncio.to_thread(purge, root, now=time.time(), keep_s=keep_s)
+            except OSError as e:
+                self._log.error("removed_mail_not_purged", path=e.filename, reason=e.strerror)
+            else:
+                for path in gone:
+                    self._log.info("removed_mail_purged", path=path)
+            await asyncio.sleep(86400)
 
     def _runner_ended(self, task: asyncio.Task[None]) -> None:
         """The queue's manager never ends by itself: without it mail would be accepted and lie still."""

@@ -21,6 +21,7 @@ from pymx.admin.context import Context, CtlError, Exit
 from pymx.mail.address import Address, AddressError, parse_address
 from pymx.ms.errors import InvalidName
 from pymx.ms.owner import Owner
+from pymx.ms.removed import DIRECTORY
 
 _SIZE = re.compile(r"(\d+)([kmgt]?)(?:i?b)?\Z", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
@@ -168,7 +169,7 @@ def _put_aside(context: Context, email: str) -> Path | None:
     _drop_index(context, address)
     if not source.is_dir():
         return None
-    directory = root / ".removed" / address.domain.lower()
+    directory = root / DIRECTORY / address.domain.lower()
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         target = _free(directory, f"{source.name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")

@@ -58,6 +58,7 @@ class Mail(Struct, forbid_unknown_fields=True, frozen=True):
             "Archive": "\\Archive",
         }
     )
+    keep_removed_days: Annotated[NonNegative, _doc("how long the mail of a removed user is kept under .removed")] = 30
     threads: Annotated[Positive, _doc("threads for deliveries and commands, per process")] = 4
     bulk_threads: Annotated[Positive, _doc("threads for long mailbox work, per process")] = 2
 

@@ -1,8 +1,8 @@
 """Mail of removed accounts: kept under `.removed` in the mail root for some days, then deleted.
 
-`pymxctl user remove` moves a mailbox to `<root>/.removed/<domain>/<local-part>-<YYYYMMDD>T<HHMMSS>Z` (and a number
-when there is one of that name already). The time is read from the name: the directory's own would change with every look into
-it. What has no such name was put there by somebody else and stays.
+`pymxctl user remove` moves a mailbox to `<root>/.removed/<domain>/<local-part>-<YYYYMMDD>T<HHMMSS>Z` (with a number
+behind it when there is one of that name). The time is read from the name: the directory's own changes whenever somebody
+works in it. What has no such name was put there by somebody else and stays.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pymx.mail.header import Field, iter_fields
 from pymx.mail.authors import AuthorError, mailboxes
+from pymx.mail.header import Field, iter_fields
 from pymx.msa.encode import CannotEncode, folded, needs_folding, seven_bit
 
 
