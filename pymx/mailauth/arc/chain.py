@@ -9,11 +9,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pymx.mail.address import AddressError, domain_to_ascii, parse_domain
 from pymx.mail.header import Field, find
 from pymx.mail.mime import strip_comments
 from pymx.mailauth.dkim.signature import Signature, SignatureError, parse_signature
-from pymx.mailauth.dkim.tags import TagError, decode_base64, parse_tags
+from pymx.mailauth.dkim.tags import TagError, decode_base64, domain, parse_tags
 
 _INSTANCE = re.compile(r"[1-9][0-9]?\Z")
 _ALGORITHMS = {"rsa-sha256": "rsa", "ed25519-sha256": "ed25519"}
@@ -96,7 +95,7 @@ def _set(instance: int, seal: Field, signature: Field, results: Field) -> ArcSet
     try:
         parsed = _seal(instance, seal)
         message_signature = parse_signature(signature, arc=True)
-    except (TagError, AddressError) as e:
+    except TagError as e:
         raise ChainError(f"arc-seal i={instance}: {e}") from None
     except SignatureError as e:
         raise ChainError(f"arc-message-signature i={instance}: {e.reason}") from None
@@ -125,7 +124,7 @@ def _seal(instance: int, field: Field) -> Seal:
         instance=instance,
         verdict=tags["cv"].lower(),
         kind=kind,
-        domain=parse_domain(domain_to_ascii(tags["d"])),
-        selector=parse_domain(domain_to_ascii(tags["s"])),
+        domain=domain(tags, "d"),
+        selector=domain(tags, "s"),
         signature=decode_base64(tags["b"], "b"),
     )

@@ -14,6 +14,7 @@ from pymx.mailauth.dkim.canonical import RelaxedBody, SimpleBody
 from pymx.mailauth.dkim.signature import SignatureError, parse_signature
 
 MAX_FIELDS = 64  # signature fields looked at for what they need
+_SMALL_OCTETS = 4096  # pieces smaller than this are collected first
 
 
 class _Digest:
@@ -41,13 +42,14 @@ class BodyHashes:
     signatures costs nothing.
     """
 
-    __slots__ = ("_bodies", "_digests", "_finished", "_skip")
+    __slots__ = ("_bodies", "_digests", "_finished", "_skip", "_waiting")
 
     def __init__(self, head: bytes) -> None:
         needed = _needed(head)
         self._digests = {form: _Digest(lengths) for form, lengths in needed.items()}
         self._bodies = [(RelaxedBody if form == "relaxed" else SimpleBody)(d) for form, d in self._digests.items()]
         self._skip = 2  # the empty line between header and body
+        self._waiting = bytearray()
         self._finished = False
 
     def update(self, data: bytes) -> None:
@@ -56,14 +58,28 @@ class BodyHashes:
             skipped = min(self._skip, len(data))
             self._skip -= skipped
             data = data[skipped:]
+        if len(data) < _SMALL_OCTETS and self._bodies:
+            self._waiting += data
+            if len(self._waiting) < _SMALL_OCTETS:
+                return
+            data = self._waiting_octets()
+        elif self._waiting:
+            data = self._waiting_octets() + data
         for body in self._bodies:
             body.update(data)
+
+    def _waiting_octets(self) -> bytes:
+        data = bytes(self._waiting)
+        self._waiting.clear()
+        return data
 
     def finish(self) -> None:
         """The body is complete. A second call does nothing."""
         if not self._finished:
             self._finished = True
+            rest = self._waiting_octets()
             for body in self._bodies:
+                body.update(rest)
                 body.finish()
 
     def digest(self, form: str, length: int | None = None) -> bytes | None:

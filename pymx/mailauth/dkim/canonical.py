@@ -13,7 +13,7 @@ from typing import Protocol
 _RUN = re.compile(rb"[ \t]{2,}|\t")
 _WSP = re.compile(rb"[ \t]+")
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*")
-_HELD_OCTETS = 1024  # held-back white space longer than this is brought into its canonical form
+_HELD_OCTETS = 256  # held-back white space longer than this is brought into its canonical form
 _CRLFS = b"\r\n" * 512
 
 
@@ -37,6 +37,16 @@ def _relax(data: bytes) -> bytes:
     return data.replace(b" \r\n", b"\r\n")
 
 
+def _solid_end(data: bytes, held: bytes) -> int:
+    """Where the run of `held` octets at the end of `data` begins in which only whole CRLFs, and a CR at the very end,
+    end lines: a bare CR or LF before that is content, and must not make the run grow for ever."""
+    end = len(data.rstrip(held))
+    if end == len(data):
+        return end
+    tail = data[end:].replace(b"\r\n", b"  ")
+    return end + 1 + max(tail.rfind(b"\n"), tail.rfind(b"\r", 0, len(tail) - 1))
+
+
 class RelaxedBody:
     """Feeds a body to `digest` in relaxed form (s. 3.4.4)."""
 
@@ -51,15 +61,13 @@ class RelaxedBody:
     def update(self, data: bytes) -> None:
         if self._held:
             data = self._held + data
-        solid = data.rstrip(b" \t\r\n")
-        if solid:
+        end = _solid_end(data, b" \t\r\n")
+        if end:
             self._started = True
             _pour_crlfs(self._digest, self._empty_lines)
             self._empty_lines = 0
-            self._digest.update(_relax(solid))
-            self._held = data[len(solid) :]
-        else:
-            self._held = data
+            self._digest.update(_relax(data[:end]))
+        self._held = data[end:]
         if len(self._held) > _HELD_OCTETS:
             relaxed = _relax(self._held)
             lines = _EMPTY_LINES.match(relaxed)
@@ -90,12 +98,12 @@ class SimpleBody:
     def update(self, data: bytes) -> None:
         if self._held:
             data = self._held + data
-        solid = data.rstrip(b"\r\n")
-        if solid:
+        end = _solid_end(data, b"\r\n")
+        if end:
             _pour_crlfs(self._digest, self._empty_lines)
             self._empty_lines = 0
-            self._digest.update(solid)
-        self._held = data[len(solid) :]
+            self._digest.update(data[:end])
+        self._held = data[end:]
         if len(self._held) > _HELD_OCTETS:
             lines = _EMPTY_LINES.match(self._held)
             skip = lines.end() if lines else 0

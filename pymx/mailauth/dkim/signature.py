@@ -1,16 +1,15 @@
 """Signature fields (RFC 6376 s. 3.5): DKIM-Signature, and ARC-Message-Signature, which has the same tags but two.
 
 Whatever can be said about a signature without its key is said here: raises SignatureError, whose text may be shown to
-anybody and whose `facts` are what could be read of the field, for reports.
+anybody and whose `tags` are what could be read of the field.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pymx.mail.address import AddressError, domain_to_ascii, parse_domain
 from pymx.mail.header import Field
-from pymx.mailauth.dkim.tags import TagError, decode_base64, number, parse_tags, unfolded, words
+from pymx.mailauth.dkim.tags import TagError, decode_base64, domain, domain_name, number, parse_tags, unfolded, words
 
 MAX_SIGNED_NAMES = 1000
 _FORMS = ("simple", "relaxed")
@@ -61,7 +60,7 @@ def parse_signature(field: Field, *, arc: bool = False) -> Signature:
     try:
         tags = parse_tags(field.raw.partition(b":")[2])
         return _read(field, tags, arc)
-    except (TagError, AddressError) as e:
+    except TagError as e:
         raise SignatureError(str(e), tags) from None
 
 
@@ -90,7 +89,7 @@ def _read(field: Field, tags: dict[str, str], arc: bool) -> Signature:
     if "from" not in names:
         # s. 5.4: "The From header field MUST be signed"; s. 6.1.1: otherwise PERMFAIL
         raise TagError("From is not signed")
-    domain = parse_domain(domain_to_ascii(tags["d"]))
+    sdid = domain(tags, "d")
     signed_at, expires_at = number(tags, "t"), number(tags, "x")
     if signed_at is not None and expires_at is not None and expires_at <= signed_at:
         raise TagError("signature ends before it begins")
@@ -103,9 +102,9 @@ def _read(field: Field, tags: dict[str, str], arc: bool) -> Signature:
         body_hash=decode_base64(tags["bh"], "bh"),
         header_form=header_form,
         body_form=body_form,
-        domain=domain,
-        selector=parse_domain(domain_to_ascii(tags["s"])),
-        identity="@" + domain if arc else _identity(tags.get("i"), domain),
+        domain=sdid,
+        selector=domain(tags, "s"),
+        identity="@" + sdid if arc else _identity(tags.get("i"), sdid),
         names=names,
         length=number(tags, "l", 76),
         signed_at=signed_at,
@@ -113,15 +112,15 @@ def _read(field: Field, tags: dict[str, str], arc: bool) -> Signature:
     )
 
 
-def _identity(text: str | None, domain: str) -> str:
+def _identity(text: str | None, sdid: str) -> str:
     """i= with its domain in A-labels; by default "@" and d=."""
     if text is None:
-        return "@" + domain
+        return "@" + sdid
     local, at, rest = unfolded(text).rpartition("@")
     if not at:
         raise TagError("i= has no domain")
-    rest = domain_to_ascii(rest)
-    if rest != domain and not rest.endswith("." + domain):
+    rest = domain_name(rest, "i")
+    if rest != sdid and not rest.endswith("." + sdid):
         raise TagError("i= is not within d=")
     return f"{local}@{rest}"
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Mapping
+
+from pymx.mail.address import AddressError, domain_to_ascii, parse_domain
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 _WSP = " \t\r\n"
@@ -52,6 +55,21 @@ def decode_base64(value: str, tag: str) -> bytes:
         return base64.b64decode(unfolded(value).encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError):
         raise TagError(f"{tag}= is not base64") from None
+
+
+def domain(tags: Mapping[str, str], tag: str) -> str:
+    """A domain name in A-labels, lower case."""
+    return domain_name(tags.get(tag, ""), tag)
+
+
+def domain_name(text: str, tag: str) -> str:
+    try:
+        name = domain_to_ascii(parse_domain(text))
+    except AddressError:
+        name = "["
+    if name.startswith("["):
+        raise TagError(f"{tag}= is not a domain name")
+    return name
 
 
 def words(value: str) -> list[str]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -54,19 +54,21 @@ class DkimResult:
 class SignedHead:
     """A header block as signatures see it: fields by name, from the bottom up, each canonical form made once."""
 
-    __slots__ = ("_raw", "_relaxed")
+    __slots__ = ("_head", "_raw", "_relaxed")
 
     def __init__(self, head: bytes) -> None:
+        self._head = head
         self._raw: dict[str, list[bytes]] = {}
         self._relaxed: dict[str, list[bytes]] = {}
-        for field in iter_fields(head):
-            self._raw.setdefault(field.name, []).append(field.raw)
 
-    def count(self, name: str) -> int:
-        return len(self._raw.get(name, ()))
+    def _by_name(self, name: str) -> list[bytes]:
+        if not self._raw:  # not before a signature has come so far that it is needed
+            for field in iter_fields(self._head):
+                self._raw.setdefault(field.name, []).append(field.raw)
+        return self._raw.get(name, [])
 
     def _fields(self, name: str, form: str) -> list[bytes]:
-        raws = self._raw.get(name, [])
+        raws = self._by_name(name)
         if form == "simple":
             return raws
         fields = self._relaxed.get(name)
@@ -90,7 +92,7 @@ class SignedHead:
     def unsigned_copy(self, signature: Signature) -> str:
         """The name of a field that occurs more often than it is signed, though it should occur once; or ""."""
         for name in _SINGLE:
-            if 1 < self.count(name) > signature.names.count(name):
+            if 1 < len(self._by_name(name)) > signature.names.count(name):
                 return name
         return ""
 
@@ -111,23 +113,22 @@ async def verify(
     signed = SignedHead(head)
     bodies = body_hashes(head, body)
     results: list[DkimResult | None] = []
-    waiting: list[tuple[int, Signature]] = []
+    checks: list[Coroutine[None, None, DkimResult]] = []
     for field in fields[:limit]:
         try:
             signature = parse_signature(field)
         except SignatureError as e:
             results.append(_unreadable(e))
-            continue
-        waiting.append((len(results), signature))
-        results.append(None)
-    checked = await asyncio.gather(
-        *(verify_signature(resolver, signed, bodies, s, now=now, allow_length=allow_length) for _, s in waiting)
-    )
-    for (i, _), result in zip(waiting, checked, strict=True):
-        results[i] = result
+        else:
+            results.append(None)
+            check = verify_signature(resolver, signed, bodies, signature, now=now, allow_length=allow_length)
+            checks.append(check)
+    # one, as it is mostly, needs no task
+    checked = iter([await checks[0]] if len(checks) == 1 else await asyncio.gather(*checks))
+    found = [result or next(checked) for result in results]
     if len(fields) > limit:
-        results.append(DkimResult("policy", reason=f"only the first {limit} signatures are checked"))
-    return [r for r in results if r is not None]
+        found.append(DkimResult("policy", reason=f"only the first {limit} signatures are checked"))
+    return found
 
 
 async def verify_signature(

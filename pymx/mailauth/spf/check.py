@@ -93,6 +93,8 @@ def received_spf(result: SpfResult, *, ip: str, mail_from: Address | None, helo:
 
 async def _ask(resolver: Questions, questions: Iterable[Question]) -> Answers:
     asked = list(questions)
+    if len(asked) == 1:  # as it is mostly: no task needed
+        return {asked[0]: await _ask_one(resolver, *asked[0])}
     found = await asyncio.gather(*(_ask_one(resolver, *question) for question in asked))
     return dict(zip(asked, found, strict=True))
 
