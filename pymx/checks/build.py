@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pymx.checks.arc import Arc
 from pymx.checks.check import Check
 from pymx.checks.dkim import Dkim
@@ -12,7 +14,7 @@ from pymx.checks.iprev import Iprev
 from pymx.checks.patience import Patience
 from pymx.checks.pipeline import Pipeline
 from pymx.checks.spf import Spf
-from pymx.config.model import Config
+from pymx.config.model import Config, Rspamd
 from pymx.mailauth.questions import Questions
 
 # Shares of the time limit; see pymx.checks.pipeline
@@ -42,6 +44,8 @@ def build_pipeline(config: Config, resolver: Questions) -> Pipeline | None:
     if on.dmarc:
         limit_s = on.timeout_s * _DOMAIN_SHARE
         checks.append(Dmarc(resolver, trusted_sealers=on.trusted_sealers, domain_timeout_s=limit_s))
+    if config.rspamd.url:
+        checks.append(_rspamd(config.rspamd, config.hostname))
     if not checks:
         return None
     return Pipeline(
@@ -51,3 +55,14 @@ def build_pipeline(config: Config, resolver: Questions) -> Pipeline | None:
         junk_score=on.junk_score,
         trusted=config.limits.trusted,
     )
+
+
+def _rspamd(settings: Rspamd, hostname: str) -> Check:
+    """The check by rspamd. Raises OSError when the password file can't be read."""
+    # here, because it loads an HTTP library that nobody else needs
+    from pymx.checks.rspamd import RspamdCheck
+    from pymx.junk.rspamd import Rspamd as Client
+
+    password = Path(settings.password_file).read_text().strip() if settings.password_file else ""
+    client = Client(settings.url, password=password, timeout_s=settings.timeout_s, hostname=hostname)
+    return RspamdCheck(client, when_down=settings.when_down, max_octets=settings.max_octets)

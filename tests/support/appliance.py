@@ -77,6 +77,7 @@ class Appliance:
             "max_connections_per_ip = 5000\n",
             "lmtp": f'listen = ["127.0.0.1:{p["lmtp"]}"]\n',
             "control": f'socket = "{self.directory}/run/control.sock"\n',
+            "checks": "timeout_s = 2\n",  # a machine without DNS is not waited for
             "log": 'level = "debug"\n',
         }
         text = f'hostname = "{self.hostname}"\ndata_dir = "{self.directory}/data"\nuser = "none"\n'

@@ -1,0 +1,1 @@
+"""Telling wanted from unwanted mail by what is in it."""
