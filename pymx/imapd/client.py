@@ -15,7 +15,7 @@ from pymx.imapd.namespace import Namespace
 from pymx.ms.mailbox import Changes, Mailbox
 from pymx.ms.owner import Owner
 from pymx.proto.imap.rows import Row, RowFormat, numbers
-from pymx.proto.imap.sequence import SequenceSet, select
+from pymx.proto.imap.sequence import SequenceSet, runs, select
 
 if TYPE_CHECKING:
     from pymx.imapd.server import ImapServer
@@ -72,6 +72,7 @@ class Client:
         "octets_out",
         "owner",
         "peer_ip",
+        "qresync",
         "secure",
         "server",
         "tag",
@@ -89,6 +90,7 @@ class Client:
         self.owner: Owner | None = None
         self.mailbox: Mailbox | None = None
         self.condstore = False
+        self.qresync = False
         self.leaving = ""  # why the session ends after this command
         self.kept: tuple[int, bytes] | None = None  # a large message that is being fetched piece by piece
         self.octets_out = 0
@@ -151,8 +153,7 @@ class Client:
         self.mailbox = mailbox
         there = set(mailbox.uids)
         gone = [number for number, uid in enumerate(old.uids, 1) if uid not in there]
-        for number in reversed(gone):
-            self.write(b"* %d EXPUNGE\r\n" % number)
+        self._write_expunged(old.uids, gone[::-1])
         if len(mailbox.uids) != len(old.uids) - len(gone):
             self.write_counts()
 
@@ -216,13 +217,23 @@ class Client:
         `expunge` False: during FETCH, STORE and SEARCH sequence numbers must stay what they are.
         """
         mailbox = self.selected
+        before = mailbox.uids
         changes = await mailbox.refresh(expunge=expunge)
-        self._write_changes(changes)
+        self._write_changes(changes, before)
 
-    def _write_changes(self, changes: Changes) -> None:
-        if changes.expunged:
-            self.write(b"".join([b"* %d EXPUNGE\r\n" % number for number in changes.expunged]))
-            self.forget_message()
+    def _write_expunged(self, before: Sequence[int], numbers: Sequence[int]) -> None:
+        """Sequence numbers in the view `before`, descending."""
+        if not numbers:
+            return
+        if self.qresync:
+            # RFC 7162 s. 3.2.10: VANISHED takes the place of EXPUNGE
+            self.write(b"* VANISHED %b\r\n" % runs(before[number - 1] for number in reversed(numbers)))
+        else:
+            self.write(b"".join([b"* %d EXPUNGE\r\n" % number for number in numbers]))
+        self.forget_message()
+
+    def _write_changes(self, changes: Changes, before: Sequence[int]) -> None:
+        self._write_expunged(before, changes.expunged)
         if changes.keywords_changed:
             self.write_flags()
         if changes.arrived:

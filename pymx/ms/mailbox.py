@@ -223,6 +223,25 @@ class Mailbox:
 
         return await self._run(first)
 
+    async def modified_since(self, uids: Sequence[int], since: int) -> list[int]:
+        """Those of `uids` (ascending) that changed after the modseq `since`."""
+
+        def find(_: Account) -> list[int]:
+            with self._box.home.index.read() as db:
+                return rows.modified_since(db, self._low, uids, since)
+
+        return await self._run(find)
+
+    async def vanished(self, spans: Sequence[tuple[int, int]], since: int) -> list[tuple[int, int]]:
+        """Runs of UIDs within `spans` (ascending, disjoint) expunged after `since`, but for those still in the view."""
+
+        def find(_: Account) -> list[tuple[int, int]]:
+            with self._box.home.index.snapshot() as db:
+                row = self._box.row(db)
+                return view.vanished(db, row, self.uids, spans, since, self.uidnext) if row else []
+
+        return await self._run(find)
+
     def _open(self, uid: int, _account: Account) -> tuple[int, int] | None:
         fd = reading.open_message(self._box, uid)
         if fd is None:

@@ -41,7 +41,7 @@ def reconcile(hold: Hold, full: bool = False) -> None:
     dirty = row.dirty_since > 0 and row.stamp == stamp
     lines: list[Record] = []
     if stamp[:3] != row.stamp[:3] or not row.guid or full or power_cut:
-        lines = repair.read_lines(hold, stamp)
+        lines = repair.read_lines(hold, stamp, whole=full)
     _take_keywords(hold)
     every = full or born or power_cut or dirty or bool(lines)
     list_cur = every or stamp[3] != row.cur_mtime
@@ -51,6 +51,7 @@ def reconcile(hold: Hold, full: bool = False) -> None:
         box.last_listing = time.time() if list_cur and list_new else box.last_listing
     if born:
         morekeywords.restore(hold)
+        row.expunge_floor = hold.next_modseq()  # what was expunged before is not known
     row.dirty_since = 0.0
     hold.saved()
     if power_cut:

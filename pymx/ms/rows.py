@@ -76,6 +76,23 @@ def changed(db: Connection, mailbox: int, low: int, since: int, kind: int) -> li
     return [found[uid] for uid in sorted(found)]
 
 
+def modified_since(db: Connection, low: int, uids: Sequence[int], since: int) -> list[int]:
+    """Those of `uids` (ascending) whose modseq is above `since`."""
+    if not uids:
+        return []
+    found = [
+        uid
+        for (uid,) in db.execute(
+            "SELECT id & 4294967295 FROM message WHERE id BETWEEN ? AND ? AND modseq > ?",
+            (low | uids[0], low | uids[-1], since),
+        )
+    ]
+    if len(found) == uids[-1] - uids[0] + 1:
+        return found
+    wanted = set(uids)
+    return [uid for uid in found if uid in wanted]
+
+
 def first_unseen(db: Connection, low: int, uids: Sequence[int]) -> int | None:
     """The first of `uids` without \\Seen."""
     if not uids:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from array import array
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from pymx.ms.index import EXPUNGED, UID_MASK, Connection
@@ -47,6 +48,58 @@ def expunged_since(db: Connection, row: RowLike, uids: array[int], since: int) -
     ):
         gone.update(range(bisect_left(uids, first), bisect_right(uids, last)))
     return sorted(gone)
+
+
+def vanished(
+    db: Connection, row: RowLike, uids: array[int], spans: Sequence[tuple[int, int]], since: int, uidnext: int
+) -> list[tuple[int, int]]:
+    """Runs of UIDs within `spans` that are gone since `since` and are not in the view `uids`.
+
+    When `since` is older than what `change` remembers: all that do not exist.
+    """
+    if since < row.expunge_floor:
+        gone = [(first, min(last, uidnext - 1)) for first, last in spans]
+    else:
+        found = db.execute(
+            "SELECT first, last FROM change WHERE mailbox=? AND modseq>? AND kind=? ORDER BY first",
+            (row.id, since, EXPUNGED),
+        )
+        gone = _common(_joined(found), spans)
+    out: list[tuple[int, int]] = []
+    for first, last in gone:
+        start, stop = bisect_left(uids, first), bisect_right(uids, last)
+        for uid in uids[start:stop]:
+            if first < uid:
+                out.append((first, uid - 1))
+            first = uid + 1
+        if first <= last:
+            out.append((first, last))
+    return out
+
+
+def _joined(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Runs in the order of their beginnings, those that touch made one."""
+    out: list[tuple[int, int]] = []
+    for first, last in runs:
+        if out and first <= out[-1][1] + 1:
+            out[-1] = (out[-1][0], max(last, out[-1][1]))
+        else:
+            out.append((first, last))
+    return out
+
+
+def _common(runs: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What lies in both; each ascending and disjoint."""
+    out = []
+    at = 0
+    for first, last in runs:
+        while at < len(spans) and spans[at][1] < first:
+            at += 1
+        for low, high in spans[at:]:
+            if low > last:
+                break
+            out.append((max(first, low), min(last, high)))
+    return out
 
 
 def without(uids: array[int], positions: list[int]) -> array[int]:

@@ -42,4 +42,8 @@ async def move(client: Client, arguments: CopyTo) -> bytes:
     if moved.source_uids:
         # RFC 6851 s. 4.3: COPYUID in an untagged OK, before the EXPUNGEs
         client.write(b"* OK %bMoved UIDs.\r\n" % _code(moved))
+        if client.qresync:
+            await client.tell_changes(expunge=True)
+            # RFC 7162 s. 3.2.9
+            return b"OK [HIGHESTMODSEQ %d] Move completed." % mailbox.highestmodseq
     return b"OK Move completed."

@@ -13,5 +13,9 @@ async def expunge(client: Client, arguments: Expunge) -> bytes:
         raise No("Mailbox is open read-only", code="NOPERM")
     uids = None if arguments.messages is None else client.resolve(arguments.messages, by_uid=True)
     if uids is None or uids:
-        await mailbox.expunge(uids)
+        removed = await mailbox.expunge(uids)
+        if removed and client.qresync:
+            await client.tell_changes(expunge=True)
+            # RFC 7162 s. 3.2.7
+            return b"OK [HIGHESTMODSEQ %d] Expunge completed." % mailbox.highestmodseq
     return b"OK Expunge completed."

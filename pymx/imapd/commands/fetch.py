@@ -17,8 +17,10 @@ from pymx.mail.mime import Part, parse
 from pymx.ms.mailbox import StoredMessage
 from pymx.proto.imap.bodystructure import bodystructure
 from pymx.proto.imap.commands.fetch import BodyItem, Fetch
+from pymx.proto.imap.errors import Bad
 from pymx.proto.imap.rows import Row, RowFormat, numbers
 from pymx.proto.imap.section import extract
+from pymx.proto.imap.sequence import run_text
 
 LARGE = 262_144  # octets from which a whole message is streamed
 _END_OF_HEADER = b"\r\n\r\n"
@@ -50,30 +52,40 @@ class _Plan:
 
 
 async def fetch(client: Client, arguments: Fetch) -> bytes:
+    if arguments.vanished and not client.qresync:
+        raise Bad("QRESYNC is not enabled")
     mailbox = client.selected
     uids = client.resolve(arguments.messages, by_uid=arguments.by_uid)
     plan = _Plan(client, arguments)
     if "MODSEQ" in plan.row_items:
         client.enable_condstore()
     view = mailbox.uids
+    since = arguments.changed_since
+    if arguments.vanished:
+        await _write_vanished(client, arguments, since or 0)
+    if since is not None:
+        uids = await mailbox.modified_since(uids, since)
     seen = 0
     tail = b"" if plan.needs_message else b")\r\n"
     form = RowFormat(plan.row_items, mailbox.keywords, mailbox.first_recent, tail=tail)
-    since = arguments.changed_since
     async for rows in mailbox.rows(uids, rendered=plan.rendered):
         seen += len(rows)
-        if since is not None:
-            rows = [row for row in rows if row[1] > since]
-            if not rows:
-                continue
         if plan.needs_message:
             await _with_messages(client, plan, form, rows)
         else:
             client.write(b"".join(form.lines(numbers(view, rows), rows)))
             await client.drain()
-    if seen < len(uids) and not arguments.by_uid:
+    if seen < len(uids) and since is None and not arguments.by_uid:
         return b"NO [EXPUNGEISSUED] Some of the messages are gone."  # RFC 5530
     return b"OK Fetch completed."
+
+
+async def _write_vanished(client: Client, arguments: Fetch, since: int) -> None:
+    """RFC 7162 s. 3.2.6: expunged UIDs of the set, before any FETCH response."""
+    mailbox = client.selected
+    gone = await mailbox.vanished(arguments.messages.spans(mailbox.uidnext - 1), since)
+    if gone:
+        client.write(b"* VANISHED (EARLIER) %b\r\n" % run_text(gone))
 
 
 async def _with_messages(client: Client, plan: _Plan, form: RowFormat, rows: Sequence[Row]) -> None:

@@ -18,9 +18,13 @@ async def identify(client: Client, arguments: Id) -> bytes:
 
 async def enable(client: Client, arguments: Enable) -> bytes:
     enabled = b""
-    if "CONDSTORE" in arguments.capabilities and not client.condstore:
-        enabled = b" CONDSTORE"
+    condstore = client.condstore
+    if "CONDSTORE" in arguments.capabilities and not condstore:
+        enabled += b" CONDSTORE"
+    if "QRESYNC" in arguments.capabilities and not client.qresync:
+        enabled += b" QRESYNC"
+        client.qresync = True
     client.write(b"* ENABLED%b\r\n" % enabled)
-    if enabled:
-        client.enable_condstore()
+    if enabled and not condstore:
+        client.enable_condstore()  # RFC 7162 s. 3.2.3: QRESYNC brings CONDSTORE along
     return b"OK Enabled."

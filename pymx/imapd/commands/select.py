@@ -1,15 +1,23 @@
-"""SELECT, EXAMINE, CLOSE (RFC 3501 s. 6.3.1, 6.3.2, 6.4.2), UNSELECT (RFC 3691), CONDSTORE (RFC 7162 s. 3.1.2)."""
+"""SELECT, EXAMINE, CLOSE (RFC 3501 s. 6.3.1, 6.3.2, 6.4.2), UNSELECT (RFC 3691), CONDSTORE, QRESYNC (RFC 7162)."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 
 from pymx.imapd.client import Client
+from pymx.ms.mailbox import Mailbox
 from pymx.proto.imap.commands.plain import Nothing
-from pymx.proto.imap.commands.select import Select
+from pymx.proto.imap.commands.select import Qresync, Select
+from pymx.proto.imap.errors import Bad
+from pymx.proto.imap.rows import RowFormat, numbers
+from pymx.proto.imap.sequence import SequenceSet, run_text
+from pymx.proto.imap.sequence import select as select_uids
 
 
 async def select(client: Client, arguments: Select) -> bytes:
+    if arguments.qresync is not None and not client.qresync:
+        raise Bad("QRESYNC is not enabled")  # RFC 7162 s. 3.2.5
     # s. 6.3.1: the old mailbox is left before the new one is tried, also if that fails
     if client.mailbox is not None:
         client.unselect()
@@ -29,9 +37,47 @@ async def select(client: Client, arguments: Select) -> bytes:
         b"* OK [UIDVALIDITY %d] UIDs valid.\r\n* OK [UIDNEXT %d] Predicted next UID.\r\n"
         b"* OK [HIGHESTMODSEQ %d] Highest.\r\n" % (mailbox.uidvalidity, mailbox.uidnext, mailbox.highestmodseq)
     )
+    if arguments.qresync is not None and arguments.qresync.uidvalidity == mailbox.uidvalidity:
+        await _resynchronize(client, mailbox, arguments.qresync)
     if arguments.read_only:
         return b"OK [READ-ONLY] Examine completed."
     return b"OK [READ-WRITE] Select completed."
+
+
+async def _resynchronize(client: Client, mailbox: Mailbox, qresync: Qresync) -> None:
+    """What happened since the client was last here (RFC 7162 s. 3.2.5.1): VANISHED (EARLIER), then flags."""
+    view, last = mailbox.uids, mailbox.uidnext - 1
+    known = [(1, last)] if qresync.known is None else qresync.known.spans(last)
+    same = _same_up_to(view, qresync)
+    gone = await mailbox.vanished(
+        [(max(first, same + 1), stop) for first, stop in known if stop > same], qresync.modseq
+    )
+    if gone:
+        client.write(b"* VANISHED (EARLIER) %b\r\n" % run_text(gone))
+    uids = select_uids(view, SequenceSet(tuple(known)).uids(view)) if known else ()
+    changed = await mailbox.modified_since(uids, qresync.modseq)
+    form = RowFormat(("UID", "FLAGS", "MODSEQ"), mailbox.keywords, mailbox.first_recent)
+    async for rows in mailbox.rows(changed):
+        client.write(b"".join(form.lines(numbers(view, rows), rows)))
+        await client.drain()
+
+
+def _same_up_to(view: Sequence[int], qresync: Qresync) -> int:
+    """The highest UID below which the client misses no expunge: its number and ours are the same there (s. 3.2.5.2)."""
+    if qresync.match is None:
+        return 0
+    their_numbers, their_uids = qresync.match
+    same = 0
+    for number, uid in zip(_each(their_numbers), _each(their_uids), strict=False):
+        if number > len(view) or view[number - 1] != uid:
+            break
+        same = uid
+    return same
+
+
+def _each(numbers_or_uids: SequenceSet) -> Iterator[int]:
+    for first, last in numbers_or_uids.ranges:
+        yield from range(first, last + 1)
 
 
 async def close(client: Client, arguments: Nothing) -> bytes:

@@ -24,7 +24,7 @@ async def store(client: Client, arguments: StoreFlags) -> bytes:
     if [name for name in mailbox.keywords if name] != before:
         client.write_flags()
     # RFC 7162 s. 3.1.3: with CONDSTORE the new modseq is told, even if the flags are not
-    client.write_rows(stored.rows, with_uid=arguments.by_uid, with_flags=not arguments.silent)
+    client.write_rows(stored.rows, with_uid=arguments.by_uid or client.qresync, with_flags=not arguments.silent)
     if stored.modified:
         view = mailbox.uids
         shown = stored.modified if arguments.by_uid else [bisect_left(view, uid) + 1 for uid in stored.modified]

@@ -101,15 +101,20 @@ def select(view: Sequence[int], positions: Sequence[tuple[int, int]]) -> Sequenc
 
 def runs(numbers: Iterable[int]) -> bytes:
     """A set as text, in the given order, runs of successive numbers joined: 1:3,7."""
-    parts: list[str] = []
+    found: list[tuple[int, int]] = []
     first = last = -1
     for number in numbers:
         if number == last + 1 and first >= 0:
             last = number
             continue
         if first >= 0:
-            parts.append(str(first) if first == last else f"{first}:{last}")
+            found.append((first, last))
         first = last = number
     if first >= 0:
-        parts.append(str(first) if first == last else f"{first}:{last}")
-    return ",".join(parts).encode()
+        found.append((first, last))
+    return run_text(found)
+
+
+def run_text(ranges: Iterable[tuple[int, int]]) -> bytes:
+    """Inclusive ranges as a set."""
+    return ",".join([str(first) if first == last else f"{first}:{last}" for first, last in ranges]).encode()

@@ -1,4 +1,4 @@
-"""FETCH (RFC 3501 s. 6.4.5) with MODSEQ and CHANGEDSINCE (RFC 7162 s. 3.1.4)."""
+"""FETCH (RFC 3501 s. 6.4.5) with MODSEQ, CHANGEDSINCE and VANISHED (RFC 7162 s. 3.1.4, 3.2.6)."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ class Fetch:
     by_uid: bool
     items: tuple[FetchItem, ...]
     changed_since: int | None
+    vanished: bool = False
 
 
 def _section(cursor: Cursor) -> tuple[Section, bytes]:
@@ -144,16 +145,18 @@ def _parse(cursor: Cursor, *, by_uid: bool) -> Fetch:
     cursor.space()
     items = _items(cursor)
     changed_since = None
+    vanished = False
     if not cursor.at_end() and cursor.skip(b" (CHANGEDSINCE "):
         # Deviation: RFC 7162 s. 3.1.4.1 forbids 0 here, iOS sends it all the same
         changed_since = cursor.number(MAX_63)
+        vanished = by_uid and cursor.skip(b" VANISHED")
         cursor.expect(b")")
     cursor.end()
     if by_uid and "UID" not in items:
         items = ("UID", *items)  # s. 6.4.8: the UID is in every response to UID FETCH
     if changed_since is not None and "MODSEQ" not in items:
         items = (*items, "MODSEQ")
-    return Fetch(messages, by_uid, items, changed_since)
+    return Fetch(messages, by_uid, items, changed_since, vanished)
 
 
 def parse_fetch(cursor: Cursor) -> Fetch:
