@@ -90,9 +90,9 @@ class SignedHead:
         return digest.digest()
 
     def unsigned_copy(self, signature: Signature) -> str:
-        """The name of a field that occurs more often than it is signed, though it should occur once; or ""."""
+        """The name of a signed field that has another copy, unsigned, though it should occur once; or ""."""
         for name in _SINGLE:
-            if 1 < len(self._by_name(name)) > signature.names.count(name):
+            if 0 < signature.names.count(name) < len(self._by_name(name)):
                 return name
         return ""
 
