@@ -32,6 +32,7 @@ from pymx.ms.index import NAME as INDEX_NAME
 from pymx.ms.layout import INBOX, Layout, is_mailbox
 from pymx.ms.mailbox import Mailbox
 from pymx.ms.owner import Owner
+from pymx.ms.threads import Threads
 from pymx.ms.watch import Watch
 from pymx.spool import Content
 
@@ -133,7 +134,7 @@ class Store:
         self._open_indexes: dict[str, Account] = {}
         self.hints = Hints(runtime_dir)
         self.watch = Watch(self._look)
-        self._pool = ThreadPoolExecutor(mail.threads, thread_name_prefix="ms")
+        self._threads = Threads(mail.threads, "ms")
         self._bulk = ThreadPoolExecutor(mail.bulk_threads, thread_name_prefix="ms-bulk")
 
     async def start(self) -> None:
@@ -149,7 +150,7 @@ class Store:
             await loop.run_in_executor(self._bulk, functools.partial(account.call, account.close))
         self._accounts.clear()
         self._open_indexes.clear()
-        await loop.run_in_executor(None, self._pool.shutdown)
+        await self._threads.close()
         await loop.run_in_executor(None, self._bulk.shutdown)
 
     # Threads and accounts
@@ -194,7 +195,9 @@ class Store:
         account.uses += 1
         try:
             work = functools.partial(account.call, functools.partial(function, account))
-            return await asyncio.get_running_loop().run_in_executor(self._bulk if bulk else self._pool, work)
+            if bulk:
+                return await asyncio.get_running_loop().run_in_executor(self._bulk, work)
+            return await self._threads.run(work)
         finally:
             account.uses -= 1
             if account.home.index.wants_checkpoint:
@@ -207,7 +210,7 @@ class Store:
             with translated():
                 return function()
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        return await self._threads.run(work)
 
     def retain(self, owner: Owner) -> Account:
         """An account that is remembered until `release`: a session has a mailbox of it selected."""
