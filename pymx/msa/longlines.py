@@ -82,6 +82,8 @@ def _encoded(message: bytes, part: Part, *, is_root: bool) -> tuple[bytes, bytes
     """The part's header block and body in an encoding with short lines."""
     body = message[part.body_start : part.body_end]
     head = message[part.header_start : part.header_end]
+    if not is_root and any(not field.name for field in header.iter_fields(head)):
+        raise CannotMend  # readers disagree on where the body of such a part begins
     encoding = part.encoding.lower()
     if encoding == b"base64" or (encoding in _PLAIN_ENCODINGS and part.type != b"text"):
         try:

@@ -33,10 +33,10 @@ from pymx.accounts.account import (
 )
 from pymx.config.model import Submission as Settings
 from pymx.mail.address import Address
+from pymx.mail.authors import AuthorError, authors
 from pymx.mail.envelope import Envelope, Recipient
 from pymx.mailauth.dkim.keys import KeyUnusable
 from pymx.mailauth.dkim.sign import Signable
-from pymx.mail.authors import AuthorError, authors
 from pymx.msa.fixup import Fixed, FixUp, Refused
 from pymx.mta.dispatch import Accepted, Target
 from pymx.mta.inbound import Room, require_room
