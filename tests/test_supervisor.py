@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.programs import python_for
 from support.wait import wait_for
 
 from pymx.net import notify
@@ -48,10 +49,11 @@ class Running:
         self.notified.bind(str(self.notify_path))
         self.notified.settimeout(10)
         self.notify_path.chmod(0o666)
+        python, environment = (sys.executable, dict(os.environ)) if user == "none" else python_for(user)
         with self.log.open("wb") as err, self.out.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, str(SCRIPT), str(self._port_file), str(workers), user, str(drain_s), behaviour],
-                env={**os.environ, "NOTIFY_SOCKET": str(self.notify_path), "WATCHDOG_USEC": "400000"},
+                [python, str(SCRIPT), str(self._port_file), str(workers), user, str(drain_s), behaviour],
+                env={**environment, "NOTIFY_SOCKET": str(self.notify_path), "WATCHDOG_USEC": "400000"},
                 stdout=out,
                 stderr=err,
                 start_new_session=True,

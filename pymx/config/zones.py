@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 _SPEC = re.compile(r"(?P<zone>[A-Za-z0-9._-]+)(?:=(?:(?P<codes>[\d.\[\];]+)\*)?(?P<weight>\d{1,3}(?:\.\d{1,2})?))?\Z")
 _OCTET = re.compile(r"\[([\d.;]+)\]|(\d+)")
@@ -19,8 +20,7 @@ class ZoneError(ValueError):
     """The text is not a zone with a weight."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """The weight of some answers of a zone; `codes` None means all answers."""
 
     zone: str

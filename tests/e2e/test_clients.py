@@ -136,7 +136,9 @@ def test_curl_lists_and_reads_over_imaps(server: Appliance) -> None:
     listing = run(*common, base)
     for folder in ("INBOX", "Drafts", "Sent", "Junk", "Trash", "Archive"):
         assert folder in listing
-    assert "Subject: for curl" in run(*common, base + "INBOX;UID=1")
+    found = run(*common, base + 'INBOX?SUBJECT%20"for%20curl"').split()
+    number = found[-1]
+    assert "Subject: for curl" in run(*common, f"{base}INBOX;MAILINDEX={number}")
 
 
 def mbsyncrc(server: Appliance, directory: Path, user: str) -> Path:

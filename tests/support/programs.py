@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,8 @@ def python_for(user: str) -> tuple[str, dict[str, str]]:
     packages = os.pathsep.join([str(Path(pymx.__file__).parent.parent), *(p for p in sys.path if "site-packages" in p)])
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     environment = {**os.environ, "PYTHONPATH": packages}
-    as_user = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+    entry = pwd.getpwnam(user)
+    as_user = ["setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups"]
     for candidate in (sys.executable, f"/usr/bin/{version}", f"/usr/local/bin/{version}"):
         real = os.path.realpath(candidate)
         if subprocess.run([*as_user, "test", "-x", real], capture_output=True).returncode:
