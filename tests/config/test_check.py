@@ -48,6 +48,15 @@ listen = ["unix:/run/pymx/lmtp", "127.0.0.1:24"]
 nameservers = ["127.0.0.1", "127.0.0.1:5353", "::1", "[::1]:53"]
 [limits]
 trusted = ["192.0.2.0/24", "2001:db8::1"]
+[checks]
+spf = false
+dmarc = false
+dnsbl = ["zen.spamhaus.org=127.0.0.[2..3]*3", "zen.spamhaus.org=127.0.0.[4..11]*4", "bl.spamcop.net=2"]
+trusted_sealers = ["lists.example.net"]
+timeout_s = 4
+[rspamd]
+url = "http://[::1]:11333/"
+timeout_s = 4
 [outbound]
 route = [
   {domain = "*", host = "smtp.example.net", port = 465, tls = "implicit", username = "u", password_file = "{tmp}/key"},
@@ -89,6 +98,19 @@ source_addresses = ["192.0.2.1"]
         (f"[control]\nsocket = '/{'x' * 120}'", "[control] socket", "xxx", "107"),
         ("[limits]\ntrusted = ['here']", "[limits] trusted", "here", "network"),
         ("[dns]\nnameservers = ['dns.example']", "[dns] nameservers", "dns.example", "ADDRESS"),
+        ("[checks]\nspf = false", "[checks] spf", "False", "dmarc = true needs it"),
+        ("[checks]\ndkim = false", "[checks] dkim", "False", "dmarc = true needs it"),
+        ("[checks]\ndnsbl = ['bl.test=many']", "[checks] dnsbl", "bl.test=many", "ZONE=WEIGHT"),
+        ("[checks]\ndnswl = ['x=127.0.0*1']", "[checks] dnswl", "x=127.0.0*1", "four octets"),
+        ("[checks]\ntrusted_sealers = ['*']", "[checks] trusted_sealers", "*", "a domain"),
+        ("[rspamd]\nurl = '127.0.0.1:11333'", "[rspamd] url", "127.0.0.1:11333", "http://HOST:PORT"),
+        ("[rspamd]\nurl = 'http://h.test:1'\ntimeout_s = 11", "[rspamd] timeout_s", "11", "[checks] timeout_s = 10"),
+        (
+            "[rspamd]\nurl = 'http://h.test:1'\npassword_file = '{tmp}/missing'",
+            "[rspamd] password_file",
+            "missing",
+            "No such file",
+        ),
         ("[outbound]\nroute = [{domain='a b', host='h.test'}]", "[outbound] route 1: domain", "a b", "a domain, or *"),
         ("[outbound]\nroute = [{domain='*', host='a b'}]", "[outbound] route 1: host", "a b", "a name"),
         (
