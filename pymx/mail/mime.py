@@ -53,7 +53,7 @@ ENVELOPE_FIELDS = frozenset(
         b"message-id",
     }
 )
-_MESSAGE_FIELDS = MIME_FIELDS | ENVELOPE_FIELDS
+_MESSAGE_FIELDS = MIME_FIELDS | ENVELOPE_FIELDS | {b"references"}
 
 Parameters = list[tuple[bytes, bytes]]
 

@@ -13,16 +13,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pymx.mail.flags import DELETED, SEEN
-from pymx.ms import names
+from pymx.ms import keys, names
 from pymx.ms.box import Box, Hold
 from pymx.ms.disk import Disk
 from pymx.ms.errors import LimitReached
-from pymx.ms.index import ARRIVED
+from pymx.ms.index import ARRIVED, Connection
 from pymx.ms.measure import to_wire, wire_growth
 from pymx.ms.uidlist import MAX_UID, Record
 from pymx.spool import Content
 
-Render = Callable[[bytes], tuple[bytes, bytes]]
+# ENVELOPE, BODYSTRUCTURE, and the columns of the table `keys` behind its id (None: not kept).
+Rendered = tuple[bytes, bytes, keys.Keys | None]
+Render = Callable[[bytes], Rendered]
 RENDER_MAX_OCTETS = 1_048_576
 
 
@@ -34,7 +36,7 @@ class Prepared:
     disk_octets: int
     wire_octets: int
     internaldate: int
-    rendered: tuple[bytes, bytes] | None
+    rendered: Rendered | None
     temporary: bytes = b""  # its name in tmp/ where the file system has no unnamed files
     owned: bool = True  # False: the fd is another Prepared's
 
@@ -128,7 +130,7 @@ def place(hold: Hold, messages: Sequence[tuple[Prepared, int, int]]) -> list[int
     modseq, now, low = hold.next_modseq(), int(time.time()), row.low
     uids: list[int] = []
     rows: list[tuple[object, ...]] = []
-    rendered: list[tuple[int, bytes, bytes]] = []
+    rendered: list[tuple[int, Rendered]] = []
     for (message, flags, bits), (uid, _, base) in zip(messages, records, strict=True):
         in_new = not flags and not bits
         name = base if in_new else names.with_flags(base, flags, bits)
@@ -146,20 +148,26 @@ def place(hold: Hold, messages: Sequence[tuple[Prepared, int, int]]) -> list[int
             (low | uid, modseq, flags, bits, message.wire_octets, message.internaldate, now, int(in_new), name, None)
         )
         if message.rendered:
-            rendered.append((low | uid, *message.rendered))
+            rendered.append((low | uid, message.rendered))
     _insert(hold, rows, rendered, uids)
     return uids
 
 
-def _insert(
-    hold: Hold, rows: list[tuple[object, ...]], rendered: list[tuple[int, bytes, bytes]], uids: list[int]
-) -> None:
+def _insert(hold: Hold, rows: list[tuple[object, ...]], rendered: list[tuple[int, Rendered]], uids: list[int]) -> None:
     hold.db.executemany("INSERT INTO message VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
     if rendered:
-        hold.db.executemany("REPLACE INTO rendered(id, envelope, bodystructure) VALUES(?, ?, ?)", rendered)
+        keep_rendered(hold.db, rendered)
     if uids:
         hold.record_change(uids, ARRIVED)
     count(hold, rows)
+
+
+def keep_rendered(db: Connection, rendered: Sequence[tuple[int, Rendered]]) -> None:
+    """Write what was made of messages, by id."""
+    db.executemany(
+        "REPLACE INTO rendered(id, envelope, bodystructure) VALUES(?, ?, ?)", [(at, *made[:2]) for at, made in rendered]
+    )
+    keys.keep(db, [(at, made[2]) for at, made in rendered])
 
 
 def count(hold: Hold, rows: Sequence[tuple[object, ...]], sign: int = 1) -> None:

@@ -17,6 +17,7 @@ from pymx.ms.box import Box, Hold
 from pymx.ms.errors import LimitReached
 from pymx.ms.flagging import HOLD_MESSAGES
 from pymx.ms.index import ARRIVED
+from pymx.ms.keys import copy as copy_keys
 from pymx.ms.measure import CHUNK, wire_size
 from pymx.ms.rows import MessageRow, select
 from pymx.ms.uidlist import MAX_UID, Record
@@ -120,6 +121,7 @@ def _place(
             " FROM rendered WHERE id=?",
             [(made[0], source_low | message[0]) for made, message in zip(rows, found, strict=True)],
         )
+        copy_keys(hold.db, [(source_low | message[0], made[0]) for made, message in zip(rows, found, strict=True)])
         uids = [record[0] for record in records]
         hold.record_change(uids, ARRIVED)
         arrive.count(hold, rows)

@@ -127,7 +127,7 @@ def purge(trash: bytes) -> None:
 def _forget(home: Home, name: str) -> None:
     with home.index.write() as db:
         for (mailbox,) in db.execute("SELECT id FROM mailbox WHERE name=?", (name,)).fetchall():
-            for table in ("message", "rendered"):
+            for table in ("message", "rendered", "keys"):
                 db.execute(
                     f"DELETE FROM {table} WHERE id BETWEEN ? AND ?",  # noqa: S608
                     (mailbox << 32, mailbox << 32 | 0xFFFFFFFF),

@@ -25,7 +25,7 @@ IndexDamaged = sqlite3.DatabaseError  # with its subclass IndexBusy taken out
 IndexBusy = sqlite3.OperationalError
 
 NAME = b"pymx.index"
-SCHEMA = 1
+SCHEMA = 2
 UID_BITS = 32
 UID_MASK = 0xFFFFFFFF
 _CHECKPOINT_COMMITS = 400
@@ -44,6 +44,9 @@ CREATE TABLE message(id INTEGER PRIMARY KEY, modseq INTEGER, flags INTEGER, keyw
   internaldate INTEGER, savedate INTEGER, in_new INTEGER, name BLOB, guid TEXT);
 CREATE TABLE rendered(id INTEGER PRIMARY KEY, envelope BLOB, bodystructure BLOB, parts BLOB, preview BLOB,
   sort_keys BLOB, thread_keys BLOB);
+CREATE TABLE keys(id INTEGER PRIMARY KEY, sent INTEGER, sent_day INTEGER, from_text BLOB, to_text BLOB, cc_text BLOB,
+  bcc_text BLOB, subject_text BLOB, base_subject BLOB, reply INTEGER, from_key BLOB, to_key BLOB, cc_key BLOB,
+  from_name BLOB, to_name BLOB, thread BLOB);
 CREATE TABLE change(mailbox INTEGER, modseq INTEGER, first INTEGER, last INTEGER, kind INTEGER,
   PRIMARY KEY(mailbox, modseq, first)) WITHOUT ROWID;
 """

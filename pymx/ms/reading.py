@@ -7,14 +7,17 @@ is read again, then `cur/` and `new/` are tried, then the mailbox is compared wi
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
-from pymx.ms.arrive import Render
+from pymx.ms import keys
+from pymx.ms.arrive import Render, keep_rendered
 from pymx.ms.box import Box, Hold
 from pymx.ms.measure import to_wire
 from pymx.ms.rows import MessageRow, name_of, select, select_rendered
 
 MAX_HEADER_OCTETS = 1_048_576
+_END_OF_HEADER = re.compile(rb"\n\r?\n")
 
 
 def open_message(box: Box, uid: int) -> int | None:
@@ -48,23 +51,53 @@ def read_message(box: Box, uid: int) -> bytes | None:
 
 
 def read_header(box: Box, uid: int) -> bytes | None:
-    """The header block in wire form, with the empty line."""
+    """The header block in wire form, with the empty line; of a larger one the first MAX_HEADER_OCTETS."""
     fd = open_message(box, uid)
     if fd is None:
         return None
     try:
-        data = b""
-        while len(data) < MAX_HEADER_OCTETS and (piece := os.read(fd, 16384)):
-            searched = max(0, len(data) - 3)
-            data += piece
-            if data.startswith((b"\n", b"\r\n")):
-                return b"\r\n"
-            ends = [at + len(mark) for mark in (b"\n\n", b"\n\r\n") if (at := data.find(mark, searched)) >= 0]
-            if ends:
-                return to_wire(data[: min(ends)])
-        return to_wire(data)
+        return _header(fd)
     finally:
         os.close(fd)
+
+
+def _header(fd: int) -> bytes:
+    data = bytearray()
+    while len(data) < MAX_HEADER_OCTETS and (piece := os.read(fd, 16384)):
+        searched = max(0, len(data) - 2)
+        data += piece
+        if data.startswith((b"\n", b"\r\n")):
+            return b"\r\n"
+        end = _END_OF_HEADER.search(data, searched)
+        if end is not None:
+            return to_wire(bytes(data[: end.end()]))
+    return to_wire(bytes(data[:MAX_HEADER_OCTETS]))
+
+
+def fill_keys(box: Box, low: int, uids: Sequence[int], render: Render, stopped: Callable[[], bool]) -> None:
+    """Make rows of `keys` for messages that have none, from their headers."""
+    for portion in keys.in_portions(uids):
+        if stopped():
+            return
+        made = []
+        with box.home.index.read() as db:
+            files = select(db, low, portion, columns="id & 4294967295, in_new, name")
+        for uid, in_new, name in files:
+            try:
+                fd = os.open(
+                    os.path.join(box.new if in_new else box.cur, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+                )
+            except FileNotFoundError:
+                header = read_header(box, uid)
+            else:
+                try:
+                    header = _header(fd)
+                finally:
+                    os.close(fd)
+            if header is not None:
+                made.append((low | uid, render(header)[2]))
+        with box.home.index.write() as db:
+            keys.keep(db, made)
 
 
 def read_small(box: Box, low: int, uids: Sequence[int], limit: int) -> dict[int, bytes]:
@@ -129,6 +162,6 @@ def _fill_rendered(box: Box, low: int, uids: Sequence[int], render: Render) -> N
     for uid in uids:
         message = read_message(box, uid)
         if message is not None:
-            filled.append((low | uid, *render(message)))
+            filled.append((low | uid, render(message)))
     with box.home.index.write() as db:
-        db.executemany("REPLACE INTO rendered(id, envelope, bodystructure) VALUES(?, ?, ?)", filled)
+        keep_rendered(db, filled)

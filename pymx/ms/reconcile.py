@@ -150,6 +150,7 @@ def expunge_rows(hold: Hold, uids: list[int]) -> None:
     ids = [(hold.row.low | uid,) for uid in uids]
     hold.db.executemany("DELETE FROM message WHERE id=?", ids)
     hold.db.executemany("DELETE FROM rendered WHERE id=?", ids)
+    hold.db.executemany("DELETE FROM keys WHERE id=?", ids)
     hold.record_change(uids, EXPUNGED)
 
 

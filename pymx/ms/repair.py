@@ -121,7 +121,7 @@ def _row_records(hold: Hold) -> list[Record]:
 def forget_rows(hold: Hold) -> None:
     """The mailbox is another one: nothing in the index about it holds any more."""
     row = hold.row
-    for table in ("message", "rendered"):
+    for table in ("message", "rendered", "keys"):
         hold.db.execute(f"DELETE FROM {table} WHERE id BETWEEN ? AND ?", (row.low, row.high))  # noqa: S608
     hold.db.execute("DELETE FROM change WHERE mailbox=?", (row.id,))
     hold.db.execute("DELETE FROM keyword WHERE mailbox=?", (row.id,))

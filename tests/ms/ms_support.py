@@ -21,7 +21,7 @@ def content(subject: str, octets: int = 20) -> Content:
 def new_store(tmp_path: Path, *, runtime: bool = False, boot: str = "", layout: str = "maildir++") -> Store:
     return Store(
         Mail(root=str(tmp_path / "mail"), layout="fs" if layout == "fs" else "maildir++"),
-        render=lambda message: (b"E" + message[:20], b"B"),
+        render=lambda message: (b"E" + message[:20], b"B", None),
         runtime_dir=tmp_path / "run" if runtime else None,
         hostname="mx.test",
         boot=boot,

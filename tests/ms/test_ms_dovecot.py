@@ -42,7 +42,7 @@ def dovecot(tmp_path: Path, maildir: Path) -> Dovecot:
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
     store = Store(
-        Mail(root=str(tmp_path / "mail")), render=lambda _: (b"E", b"B"), runtime_dir=None, hostname="mx.test"
+        Mail(root=str(tmp_path / "mail")), render=lambda _: (b"E", b"B", None), runtime_dir=None, hostname="mx.test"
     )
     await store.start()
     yield store

@@ -1,0 +1,67 @@
+"""The table `keys`: what SEARCH, SORT and THREAD ask of headers, in rows of their own so that a scan is short.
+
+A row is made with ENVELOPE at delivery, or the first time somebody searches or sorts (then from the header alone). A
+message without one (NULL in an outer join) has not been looked at yet, and a NULL among the first seven columns of a
+row means that the header must be asked. Rows go with their messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pymx.ms.index import Connection
+
+COLUMNS = (
+    "sent",
+    "sent_day",
+    "from_text",
+    "to_text",
+    "cc_text",
+    "bcc_text",
+    "subject_text",
+    "base_subject",
+    "reply",
+    "from_key",
+    "to_key",
+    "cc_key",
+    "from_name",
+    "to_name",
+    "thread",
+)
+Keys = tuple[int | bytes | None, ...]
+
+_REPLACE = f"REPLACE INTO keys(id, {', '.join(COLUMNS)}) VALUES(?{', ?' * len(COLUMNS)})"
+_COPY = f"REPLACE INTO keys SELECT ?, {', '.join(COLUMNS)} FROM keys WHERE id=?"  # noqa: S608
+_AT_ONCE = 200
+_BY_VALUE = 900
+
+
+def keep(db: Connection, made: Iterable[tuple[int, Keys | None]]) -> None:
+    """Write rows, by message id."""
+    db.executemany(_REPLACE, [(at, *keys) for at, keys in made if keys is not None])
+
+
+def copy(db: Connection, pairs: Iterable[tuple[int, int]]) -> None:
+    """The same rows for copies of messages: (id, id of the copy)."""
+    db.executemany(_COPY, [(target, source) for source, target in pairs])
+
+
+def missing(db: Connection, low: int, uids: Sequence[int]) -> list[int]:
+    """Those of `uids` that have no row yet."""
+    found: list[int] = []
+    for start in range(0, len(uids), _BY_VALUE):
+        part = uids[start : start + _BY_VALUE]
+        there = {
+            uid
+            for (uid,) in db.execute(
+                f"SELECT id & 4294967295 FROM keys WHERE id IN ({','.join('?' * len(part))})",  # noqa: S608
+                [low | uid for uid in part],
+            )
+        }
+        found += [uid for uid in part if uid not in there]
+    return found
+
+
+def in_portions(uids: Sequence[int]) -> Iterable[Sequence[int]]:
+    """Pieces small enough to be made in one go and written in one commit."""
+    return (uids[start : start + _AT_ONCE] for start in range(0, len(uids), _AT_ONCE))
