@@ -61,6 +61,7 @@ NOUNS: dict[str, Noun] = {
     "alias": Noun("pymx.admin.alias", "add, list and remove aliases"),
     "resolve": Noun("pymx.admin.resolve", "where does mail for an address go?"),
     "dkim": Noun("pymx.admin.dkim", "make and show the keys that sign outgoing mail"),
+    "mailbox": Noun("pymx.admin.mailbox", "is a mailbox sound on disk? mend its index and Dovecot's files"),
     "queue": Noun("pymx.admin.queue", "look after the messages waiting for delivery"),
     "status": Noun("pymx.admin.status", "what the running server says of itself", touches_data=False),
     "check-config": Noun("pymx.admin.check_config", "is the configuration sound?", touches_data=False),

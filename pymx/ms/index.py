@@ -62,6 +62,10 @@ def boot_id() -> str:
         return "unknown"
 
 
+class IndexOutdated(sqlite3.DatabaseError):
+    """Of another version of pymx: the next access makes a new one."""
+
+
 class Index:
     """One account's index. Raises sqlite3.Error and OSError."""
 
@@ -272,6 +276,25 @@ class Index:
                 os.rename(self._path + suffix, aside + suffix)
             except FileNotFoundError:
                 continue
+
+
+def open_read_only(path: bytes) -> Connection:
+    """The index as it is, to look at only: no file is made or changed. Raises IndexTrouble, FileNotFoundError."""
+    from urllib.parse import quote_from_bytes
+
+    os.stat(path)
+    # Without a WAL nobody has it open, and opening it as usual would make one.
+    mode = "mode=ro" if os.path.exists(path + b"-wal") else "immutable=1"
+    uri = f"file:{quote_from_bytes(path)}?{mode}"
+    db = sqlite3.connect(uri, uri=True, timeout=5.0, isolation_level=None)
+    try:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version != SCHEMA:
+            raise IndexOutdated(f"schema {version}, not {SCHEMA}")
+    except BaseException:
+        db.close()
+        raise
+    return db
 
 
 def _inode(path: bytes) -> int:

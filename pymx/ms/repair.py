@@ -19,11 +19,11 @@ _FEW = 30
 _log = log.get("ms")
 
 
-def read_lines(hold: Hold, stamp: Stamp) -> list[Record]:
-    """The lines that have no row. What can't be read is mended first."""
+def read_lines(hold: Hold, stamp: Stamp, *, whole: bool = False) -> list[Record]:
+    """The lines that have no row. What can't be read is mended first. `whole`: don't trust what was read before."""
     row = hold.row
     ino, size, _ = stamp[:3]
-    if row.guid and ino and ino == row.uidlist_ino and size > row.uidlist_size > 0:
+    if not whole and row.guid and ino and ino == row.uidlist_ino and size > row.uidlist_size > 0:
         tail = _tail(hold, row.uidlist_size)
         if tail is not None:
             return tail
@@ -88,18 +88,20 @@ def _whole(hold: Hold, found: UidList) -> list[Record]:
             _log.error("uidlist_lines_lost", mailbox=hold.box.name, count=len(lost))
         merged = found.records + [record for record in _row_records(hold) if record[0] in lost]
         merged.sort()
-        hold.rewrite(_once(merged), extra=header.extra)
-    elif len(found.records) - len(rows) > 1000 and (len(found.records) - len(rows)) * 4 > len(found.records):
+        kept = _once(merged, {base: uid for uid, base in rows.items()})
+        hold.rewrite(kept, extra=header.extra)
+        return [record for record in kept if record[0] not in rows]
+    if len(found.records) - len(rows) > 1000 and (len(found.records) - len(rows)) * 4 > len(found.records):
         pass  # many dead lines: `compact` is for a quiet moment, files without rows may still be listed
     return [record for record in found.records if record[0] not in rows]
 
 
-def _once(records: list[Record]) -> list[Record]:
-    """Each base once: a second line of one base breaks Dovecot's reading."""
+def _once(records: list[Record], uid_of: dict[bytes, int]) -> list[Record]:
+    """Each base once, with the UID that was told: a second line of one base breaks Dovecot's reading."""
     seen: set[bytes] = set()
     kept = []
     for record in records:
-        if record[2] not in seen:
+        if record[2] not in seen and uid_of.get(record[2], record[0]) == record[0]:
             seen.add(record[2])
             kept.append(record)
     return kept

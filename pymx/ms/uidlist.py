@@ -106,6 +106,8 @@ def parse_records(body: bytes, *, version: int = 3, after: int = 0) -> tuple[lis
     if records and (uids[0] <= after or uids[-1] > MAX_UID or uids != sorted(set(uids))):
         clean = False
         records = _ascending(records, after)
+    if len({record[2] for record in records}) != len(records):
+        clean = False  # Dovecot stops reading at a base it has had
     return records, clean
 
 
