@@ -110,6 +110,7 @@ def handmade(
     algorithm = "rsa-sha256" if isinstance(key, rsa.RSAPrivateKey) else "ed25519-sha256"
     selector = "s" if isinstance(key, rsa.RSAPrivateKey) else "ed"
     values: dict[str, str | None] = {
+        "i": None,
         "v": "1",
         "a": algorithm,
         "c": form,
