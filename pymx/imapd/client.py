@@ -73,6 +73,7 @@ class Client:
         "owner",
         "peer_ip",
         "qresync",
+        "saved",
         "secure",
         "server",
         "tag",
@@ -91,6 +92,7 @@ class Client:
         self.mailbox: Mailbox | None = None
         self.condstore = False
         self.qresync = False
+        self.saved: Sequence[int] = ()  # UIDs of the last search with SAVE (RFC 5182)
         self.leaving = ""  # why the session ends after this command
         self.kept: tuple[int, bytes] | None = None  # a large message that is being fetched piece by piece
         self.octets_out = 0
@@ -121,6 +123,7 @@ class Client:
 
     def unselect(self) -> None:
         mailbox, self.mailbox = self.mailbox, None
+        self.saved = ()
         self.forget_message()
         if mailbox is not None:
             mailbox.close()
@@ -160,7 +163,16 @@ class Client:
     def resolve(self, messages: SequenceSet, *, by_uid: bool) -> Sequence[int]:
         """UIDs of a message set, ascending. Raises Bad for sequence numbers that don't exist."""
         view = self.selected.uids
+        if messages.saved:
+            return self.saved_uids()
         return select(view, messages.uids(view) if by_uid else messages.numbers(view))
+
+    def saved_uids(self) -> Sequence[int]:
+        """What `$` is: messages expunged since drop out of it (RFC 5182 s. 2.1)."""
+        if not self.saved:
+            return ()
+        there = set(self.selected.uids)
+        return [uid for uid in self.saved if uid in there]
 
     # --- output
 

@@ -55,11 +55,19 @@ class Octets:
 
 @dataclass(frozen=True, slots=True)
 class Date:
-    """`which` is "internal" or "sent"; `op` is "before", "on" or "since"; time zones are ignored (s. 6.4.4)."""
+    """`which` is "internal", "sent" or "saved"; `op` is "before", "on" or "since"; without time zones (s. 6.4.4)."""
 
     which: str
     op: str
     day: datetime.date
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """INTERNALDATE after `unix_s`, or (`younger` False) at or before it (RFC 5032)."""
+
+    younger: bool
+    unix_s: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,4 +109,4 @@ class Or:
     second: Criterion
 
 
-Criterion = All | Flags | Keyword | Recent | Uids | Octets | Date | Header | Text | ModSeq | Not | And | Or
+Criterion = All | Flags | Keyword | Recent | Uids | Octets | Date | Arrived | Header | Text | ModSeq | Not | And | Or

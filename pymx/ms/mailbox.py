@@ -8,6 +8,7 @@ work in threads, one hop each, and raise `StoreError` only.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -59,6 +60,16 @@ class Copied:
     uidvalidity: int
     source_uids: list[int]
     target_uids: list[int]
+
+
+def mailbox_id(guid: str) -> str:
+    """A mailbox's GUID as MAILBOXID (RFC 8474)."""
+    return "F" + guid
+
+
+def email_id(guid: str) -> str:
+    """A message's GUID as EMAILID: of the characters and the length that RFC 8474 allows."""
+    return "M" + hashlib.blake2b(guid.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
 class StoredMessage:
@@ -222,6 +233,20 @@ class Mailbox:
                 return rows.first_unseen(db, row.low, self.uids) if row and row.unseen else None
 
         return await self._run(first)
+
+    @property
+    def mailbox_id(self) -> str:
+        """MAILBOXID (RFC 8474): stays when the mailbox is renamed."""
+        return mailbox_id(self._guid)
+
+    async def email_ids(self, uids: Sequence[int]) -> dict[int, str]:
+        """EMAILIDs (RFC 8474) by UID."""
+
+        def find(_: Account) -> dict[int, str]:
+            with self._box.home.index.read() as db:
+                return {uid: email_id(guid) for uid, guid in rows.guids(db, self._low, uids)}
+
+        return await self._run(find, bulk=len(uids) > _BULK_MESSAGES)
 
     async def modified_since(self, uids: Sequence[int], since: int) -> list[int]:
         """Those of `uids` (ascending) that changed after the modseq `since`."""

@@ -6,11 +6,13 @@ asked for by value.
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
 from pymx.ms.index import UID_MASK, Connection
+from pymx.ms.names import base_of
 
 MessageRow = tuple[Any, ...]
 COLUMNS = "id & 4294967295, modseq, flags, keywords, octets, internaldate, savedate"
@@ -91,6 +93,12 @@ def modified_since(db: Connection, low: int, uids: Sequence[int], since: int) ->
         return found
     wanted = set(uids)
     return [uid for uid in found if uid in wanted]
+
+
+def guids(db: Connection, low: int, uids: Sequence[int]) -> list[tuple[int, str]]:
+    """UIDs with the messages' GUIDs: the one in the uidlist line, else the base of the file name."""
+    found = select(db, low, uids, columns="id & 4294967295, guid, name")
+    return [(uid, guid or os.fsdecode(base_of(name))) for uid, guid, name in found]
 
 
 def first_unseen(db: Connection, low: int, uids: Sequence[int]) -> int | None:

@@ -19,6 +19,7 @@ import datetime
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Protocol
 
 from pymx.mail import search
@@ -201,16 +202,33 @@ def _cheap(criterion: Criterion, view: SearchView) -> _Test:
             first = view.first_recent
             return lambda m: (m.uid >= first) is want
         case search.Uids(ranges):
-            return lambda m: any(low <= m.uid <= high for low, high in ranges)
+            return _within(ranges)
         case search.Octets(larger, octets):
             return (lambda m: m.row[4] > octets) if larger else (lambda m: m.row[4] < octets)
-        case search.Date(_, op, day):
+        case search.Date(which, op, day):
             number = day.toordinal() - _EPOCH_DAY
-            return lambda m: _compare(m.row[5] // 86400, op, number)
+            column = 6 if which == "saved" else 5
+            return lambda m: m.row[column] is not None and _compare(m.row[column] // 86400, op, number)
+        case search.Arrived(younger, moment):
+            return lambda m: (m.row[5] > moment) is younger
         case search.ModSeq(value):
             return lambda m: m.row[1] >= value
         case _:
             return lambda _: True
+
+
+def _within(ranges: Sequence[tuple[int, int]]) -> _Test:
+    if len(ranges) <= 4:
+        return lambda m: any(low <= m.uid <= high for low, high in ranges)
+    ordered = sorted(ranges)
+    lows = [low for low, _ in ordered]
+    highs = list(accumulate((high for _, high in ordered), max))
+
+    def test(message: _Message) -> bool:
+        at = bisect_right(lows, message.uid)
+        return at > 0 and message.uid <= highs[at - 1]
+
+    return test
 
 
 def _compare(day: int, op: str, wanted: int) -> bool:

@@ -21,7 +21,7 @@ from pymx.proto.imap.commands.identity import parse_enable, parse_id
 from pymx.proto.imap.commands.list import ListMailboxes, matcher, parse_list, parse_lsub
 from pymx.proto.imap.commands.login import parse_authenticate, parse_login
 from pymx.proto.imap.commands.plain import parse_nothing
-from pymx.proto.imap.commands.search import AllOf, EitherOf, InSet, NotKey, parse_search, resolve
+from pymx.proto.imap.commands.search import AllOf, EitherOf, InSet, Known, NotKey, parse_search, resolve
 from pymx.proto.imap.commands.select import parse_examine, parse_select
 from pymx.proto.imap.commands.status import parse_status
 from pymx.proto.imap.commands.store import parse_store, parse_uid_store
@@ -169,11 +169,11 @@ def test_wrong_search_keys_are_bad(text: bytes) -> None:
         key(text)
 
 
-def test_unknown_charset_is_refused_with_the_known_ones() -> None:
-    """RFC 3501 s. 6.4.4, 7.1."""
-    with pytest.raises(No) as refused:
-        parse_search(Cursor(b" CHARSET X-UNKNOWN ALL"))
-    assert refused.value.code == "BADCHARSET (US-ASCII UTF-8)"
+def test_unknown_charset_is_left_to_the_session() -> None:
+    """RFC 3501 s. 6.4.4, 7.1; RFC 5182 s. 2.1: with SAVE the refusal has an effect."""
+    found = parse_search(Cursor(b" RETURN (SAVE) CHARSET X-UNKNOWN ALL"))
+    assert found.bad_charset
+    assert found.saves
 
 
 def test_sets_in_search_become_uids_of_the_view() -> None:
@@ -184,7 +184,7 @@ def test_sets_in_search_become_uids_of_the_view() -> None:
         at = messages.uids(view) if by_uid else messages.numbers(view)
         return tuple((view[a], view[b - 1]) for a, b in at)
 
-    found = resolve(key(b"OR 2:* NOT UID 5:25"), ranges)  # type: ignore[arg-type]
+    found = resolve(key(b"OR 2:* NOT UID 5:25"), Known(ranges, lambda _: (), 0))  # type: ignore[arg-type]
     assert found == search.Or(search.Uids(((20, 30),)), search.Not(search.Uids(((10, 20),))))
 
 

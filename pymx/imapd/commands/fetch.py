@@ -65,6 +65,8 @@ async def fetch(client: Client, arguments: Fetch) -> bytes:
         await _write_vanished(client, arguments, since or 0)
     if since is not None:
         uids = await mailbox.modified_since(uids, since)
+    if arguments.window is not None:
+        uids = arguments.window.of(uids)
     seen = 0
     tail = b"" if plan.needs_message else b")\r\n"
     form = RowFormat(plan.row_items, mailbox.keywords, mailbox.first_recent, tail=tail)

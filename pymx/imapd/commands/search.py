@@ -1,4 +1,4 @@
-"""SEARCH (RFC 3501 s. 6.4.4), ESEARCH (RFC 4731) and MODSEQ (RFC 7162 s. 3.1.5)."""
+"""SEARCH (RFC 3501 s. 6.4.4), ESEARCH (RFC 4731), SAVE (RFC 5182), PARTIAL (RFC 9394), MODSEQ (RFC 7162 s. 3.1.5)."""
 
 from __future__ import annotations
 
@@ -6,42 +6,54 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from pymx.imapd.client import Client
+from pymx.imapd.criteria import criterion
 from pymx.ms.mailbox import Mailbox
-from pymx.proto.imap.commands.search import Search, resolve
+from pymx.proto.imap.commands.search import CHARSETS, Search
+from pymx.proto.imap.errors import No
 from pymx.proto.imap.response import string
-from pymx.proto.imap.sequence import SequenceSet, runs
+from pymx.proto.imap.sequence import runs
 
 
 async def search(client: Client, arguments: Search) -> bytes:
     mailbox = client.selected
     view = mailbox.uids
-
-    def ranges(messages: SequenceSet, by_uid: bool) -> tuple[tuple[int, int], ...]:
-        positions = messages.uids(view) if by_uid else messages.numbers(view)
-        return tuple((view[start], view[stop - 1]) for start, stop in positions)
-
+    keys = None if arguments.bad_charset else await criterion(client, arguments.key)
+    if arguments.saves:
+        client.saved = ()  # RFC 5182 s. 2.1: empty if the search fails with NO
+    if keys is None:
+        raise No("Unknown charset", code=f"BADCHARSET ({' '.join(CHARSETS)})")
     if arguments.modseq:
         client.enable_condstore()
-    uids = await mailbox.search(resolve(arguments.key, ranges))
+    uids = await mailbox.search(keys)
+    if arguments.saves:
+        client.saved = _decisive(uids, arguments)
     found = uids if arguments.by_uid else [bisect_left(view, uid) + 1 for uid in uids]
     modseq = 0
     if arguments.modseq and uids:
-        modseq = await _highest(mailbox, _decisive(uids, arguments.returns))
+        modseq = await _highest(mailbox, _decisive(uids, arguments))
     if arguments.returns is None:
         text = str(found)[1:-1].replace(",", "").encode()
         client.write(b"* SEARCH%b%b%b\r\n" % (b" " if text else b"", text, b" (MODSEQ %d)" % modseq if modseq else b""))
-    else:
-        client.write(_esearch(client.tag, found, arguments, modseq))
+    elif arguments.returns != {"SAVE"}:  # RFC 5182 s. 2.1: alone, it tells nothing
+        client.write(esearch(client.tag, found, arguments, modseq))
     await client.drain()
     return b"OK Search completed."
 
 
-def _decisive(uids: Sequence[int], returns: frozenset[str] | None) -> Sequence[int]:
-    """The messages whose modseq is given back (RFC 7162 s. 3.1.5: MIN and MAX alone mean just those)."""
-    if returns is None or returns & {"ALL", "COUNT"}:
+def _decisive(uids: Sequence[int], arguments: Search) -> Sequence[int]:
+    """The messages that MODSEQ tells of and SAVE saves: MIN, MAX and PARTIAL alone mean just those.
+
+    RFC 7162 s. 3.1.5, RFC 5182 s. 2.4, RFC 9394 s. 3.4.
+    """
+    returns = arguments.returns
+    if not uids or not returns or returns & {"ALL", "COUNT"} or not returns & {"MIN", "MAX", "PARTIAL"}:
         return uids
-    ends = ([uids[0]] if "MIN" in returns else []) + ([uids[-1]] if "MAX" in returns else [])
-    return sorted(set(ends))
+    chosen = set(arguments.window.of(uids)) if arguments.window is not None else set()
+    if "MIN" in returns:
+        chosen.add(uids[0])
+    if "MAX" in returns:
+        chosen.add(uids[-1])
+    return sorted(chosen)
 
 
 async def _highest(mailbox: Mailbox, uids: Sequence[int]) -> int:
@@ -51,7 +63,8 @@ async def _highest(mailbox: Mailbox, uids: Sequence[int]) -> int:
     return highest
 
 
-def _esearch(tag: bytes, found: Sequence[int], arguments: Search, modseq: int) -> bytes:
+def esearch(tag: bytes, found: Sequence[int], arguments: Search, modseq: int) -> bytes:
+    """An ESEARCH response; `found` in the order it is to be told in."""
     assert arguments.returns is not None
     parts = [b"* ESEARCH (TAG %b)" % string(tag)]
     if arguments.by_uid:
@@ -65,6 +78,8 @@ def _esearch(tag: bytes, found: Sequence[int], arguments: Search, modseq: int) -
             parts.append(b"ALL " + runs(found))
     if "COUNT" in arguments.returns:
         parts.append(b"COUNT %d" % len(found))
+    if arguments.window is not None:
+        parts.append(b"PARTIAL (%b %b)" % (arguments.window.label, runs(arguments.window.of(found)) or b"NIL"))
     if modseq:
         parts.append(b"MODSEQ %d" % modseq)
     return b" ".join(parts) + b"\r\n"

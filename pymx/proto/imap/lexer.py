@@ -108,6 +108,8 @@ class Cursor:
         return value
 
     def sequence_set(self) -> SequenceSet:
+        if self.skip(b"$"):
+            return SequenceSet((), saved=True)
         return SequenceSet.parse(self._match(_SEQUENCE, "a message set"))
 
     def literal(self) -> object:

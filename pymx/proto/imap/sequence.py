@@ -27,9 +27,13 @@ def _number(text: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SequenceSet:
-    """Ranges of numbers in the order of the client; 0 stands for `*`."""
+    """Ranges of numbers in the order of the client; 0 stands for `*`.
+
+    `saved`: it was `$`, the result of the last search with SAVE (RFC 5182), which only the session knows.
+    """
 
     ranges: tuple[tuple[int, int], ...]
+    saved: bool = False
 
     @classmethod
     def parse(cls, text: bytes) -> SequenceSet:
@@ -43,6 +47,9 @@ class SequenceSet:
         return cls(tuple(ranges))
 
     def __bytes__(self) -> bytes:
+        if self.saved:
+            return b"$"
+
         def text(number: int) -> str:
             return "*" if number == STAR else str(number)
 
@@ -101,6 +108,11 @@ def select(view: Sequence[int], positions: Sequence[tuple[int, int]]) -> Sequenc
 
 def runs(numbers: Iterable[int]) -> bytes:
     """A set as text, in the given order, runs of successive numbers joined: 1:3,7."""
+    return run_text(ranges_of(numbers))
+
+
+def ranges_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Numbers in the given order as inclusive ranges."""
     found: list[tuple[int, int]] = []
     first = last = -1
     for number in numbers:
@@ -112,7 +124,7 @@ def runs(numbers: Iterable[int]) -> bytes:
         first = last = number
     if first >= 0:
         found.append((first, last))
-    return run_text(found)
+    return found
 
 
 def run_text(ranges: Iterable[tuple[int, int]]) -> bytes:

@@ -1,10 +1,11 @@
-"""FETCH (RFC 3501 s. 6.4.5) with MODSEQ, CHANGEDSINCE and VANISHED (RFC 7162 s. 3.1.4, 3.2.6)."""
+"""FETCH (RFC 3501 s. 6.4.5) with MODSEQ, CHANGEDSINCE, VANISHED (RFC 7162 s. 3.1.4, 3.2.6), PARTIAL (RFC 9394)."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
+from pymx.proto.imap.commands.search import Window, partial_window
 from pymx.proto.imap.errors import Bad
 from pymx.proto.imap.lexer import MAX_32, MAX_63, Cursor
 from pymx.proto.imap.response import astring
@@ -58,6 +59,7 @@ class Fetch:
     items: tuple[FetchItem, ...]
     changed_since: int | None
     vanished: bool = False
+    window: Window | None = None
 
 
 def _section(cursor: Cursor) -> tuple[Section, bytes]:
@@ -139,24 +141,45 @@ def _items(cursor: Cursor) -> tuple[FetchItem, ...]:
     return tuple(items)
 
 
+def _modifiers(cursor: Cursor, *, by_uid: bool) -> tuple[int | None, bool, Window | None]:
+    """`(CHANGEDSINCE n VANISHED PARTIAL n:m)` in any order; the last two only with UID FETCH."""
+    changed_since = window = None
+    vanished = False
+    if cursor.at_end() or not cursor.skip(b" ("):
+        return None, False, None
+    while True:
+        word = cursor.word()
+        if word == "CHANGEDSINCE" and changed_since is None:
+            cursor.space()
+            # Deviation: RFC 7162 s. 3.1.4.1 forbids 0 here, iOS sends it all the same
+            changed_since = cursor.number(MAX_63)
+        elif word == "VANISHED" and by_uid:
+            vanished = True
+        elif word == "PARTIAL" and by_uid and window is None:
+            cursor.space()
+            window = partial_window(cursor)
+        else:
+            raise Bad("Unknown fetch modifier")
+        if cursor.skip(b")"):
+            break
+        cursor.space()
+    if vanished and changed_since is None:
+        raise Bad("VANISHED needs CHANGEDSINCE")  # RFC 7162 s. 3.2.6
+    return changed_since, vanished, window
+
+
 def _parse(cursor: Cursor, *, by_uid: bool) -> Fetch:
     cursor.space()
     messages = cursor.sequence_set()
     cursor.space()
     items = _items(cursor)
-    changed_since = None
-    vanished = False
-    if not cursor.at_end() and cursor.skip(b" (CHANGEDSINCE "):
-        # Deviation: RFC 7162 s. 3.1.4.1 forbids 0 here, iOS sends it all the same
-        changed_since = cursor.number(MAX_63)
-        vanished = by_uid and cursor.skip(b" VANISHED")
-        cursor.expect(b")")
+    changed_since, vanished, window = _modifiers(cursor, by_uid=by_uid)
     cursor.end()
     if by_uid and "UID" not in items:
         items = ("UID", *items)  # s. 6.4.8: the UID is in every response to UID FETCH
     if changed_since is not None and "MODSEQ" not in items:
         items = (*items, "MODSEQ")
-    return Fetch(messages, by_uid, items, changed_since, vanished)
+    return Fetch(messages, by_uid, items, changed_since, vanished, window)
 
 
 def parse_fetch(cursor: Cursor) -> Fetch:

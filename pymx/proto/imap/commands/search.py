@@ -1,31 +1,49 @@
-"""SEARCH (RFC 3501 s. 6.4.4), its RETURN options (ESEARCH, RFC 4731) and MODSEQ (RFC 7162 s. 3.1.5).
+"""SEARCH (RFC 3501 s. 6.4.4), its RETURN options (RFC 4731, SAVE RFC 5182, PARTIAL RFC 9394) and more keys.
 
-Keys become criteria of `pymx.mail.search`, except that message sets stay sets (`InSet`) until `resolve` is given the
-view: only the session knows what sequence number or `*` means.
+Keys: MODSEQ (RFC 7162 s. 3.1.5), OLDER and YOUNGER (RFC 5032), EMAILID and THREADID (RFC 8474), SAVED… (RFC 8514).
+They become criteria of `pymx.mail.search`, except that message sets, ages and ids stay what they are (`InSet`, `Age`,
+`HasId`) until `resolve` is given the session's view, the time and a way to look ids up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pymx.mail import flags, search
 from pymx.mail.search import Criterion
 from pymx.proto.imap.dates import parse_date
-from pymx.proto.imap.errors import Bad, No
+from pymx.proto.imap.errors import Bad
 from pymx.proto.imap.lexer import MAX_63, Cursor
 from pymx.proto.imap.sequence import SequenceSet
 
 MAX_DEPTH = 32
 MAX_KEYS = 2000
 CHARSETS = {"US-ASCII": "ascii", "UTF-8": "utf-8"}
-_RETURN = frozenset({"MIN", "MAX", "ALL", "COUNT"})
+_RETURN = frozenset({"MIN", "MAX", "ALL", "COUNT", "SAVE"})
+_OBJECT_ID = re.compile(rb"[A-Za-z0-9_-]{1,255}")
 
 
 @dataclass(frozen=True, slots=True)
 class InSet:
     messages: SequenceSet
     by_uid: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Age:
+    """Arrived within the last `seconds`, or (`younger` False) before that."""
+
+    younger: bool
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class HasId:
+    """EMAILID."""
+
+    email_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +62,43 @@ class EitherOf:
     second: SearchKey
 
 
-SearchKey = Criterion | InSet | NotKey | AllOf | EitherOf
+SearchKey = Criterion | InSet | Age | HasId | NotKey | AllOf | EitherOf
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """PARTIAL: results number `first` to `last`, counted from the end if `from_end` (RFC 9394); `label` as it came."""
+
+    first: int
+    last: int
+    from_end: bool
+    label: bytes
+
+    def of(self, found: Sequence[int]) -> Sequence[int]:
+        """The results that are in it, ascending like `found`."""
+        if self.from_end:
+            return found[max(0, len(found) - self.last) : max(0, len(found) - self.first + 1)]
+        return found[self.first - 1 : self.last]
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """`returns` None: plain SEARCH; else the ESEARCH result options (never empty)."""
+    """`returns` None: plain SEARCH; else the ESEARCH result options (never empty), with PARTIAL in `window`.
+
+    `saves` tells also of a search whose charset is not known and that is to be refused (`bad_charset`).
+    """
 
     by_uid: bool
     key: SearchKey
     returns: frozenset[str] | None
     modseq: bool
+    window: Window | None = None
+    bad_charset: bool = False
+
+    @property
+    def saves(self) -> bool:
+        """Whether `$` becomes the result (RFC 5182)."""
+        return self.returns is not None and "SAVE" in self.returns
 
 
 _SIMPLE: dict[str, Criterion] = {
@@ -69,6 +113,7 @@ _SIMPLE: dict[str, Criterion] = {
     "UNDRAFT": search.Flags(flags.DRAFT, want=False),
     "UNFLAGGED": search.Flags(flags.FLAGGED, want=False),
     "UNSEEN": search.Flags(flags.SEEN, want=False),
+    "SAVEDATESUPPORTED": search.All(),
     "RECENT": search.Recent(want=True),
     "OLD": search.Recent(want=False),
     "NEW": search.And((search.Recent(want=True), search.Flags(flags.SEEN, want=False))),
@@ -77,6 +122,9 @@ _DATES = {
     "BEFORE": ("internal", "before"),
     "ON": ("internal", "on"),
     "SINCE": ("internal", "since"),
+    "SAVEDBEFORE": ("saved", "before"),
+    "SAVEDON": ("saved", "on"),
+    "SAVEDSINCE": ("saved", "since"),
     "SENTBEFORE": ("sent", "before"),
     "SENTON": ("sent", "on"),
     "SENTSINCE": ("sent", "since"),
@@ -115,7 +163,7 @@ class _Keys:
             cursor.expect(b")")
             return key
         first = cursor.peek()
-        if first == 0x2A or 0x30 <= first <= 0x39:
+        if first in (0x24, 0x2A) or 0x30 <= first <= 0x39:
             return InSet(cursor.sequence_set(), by_uid=False)
         name = cursor.word()
         if name in _SIMPLE:
@@ -150,6 +198,13 @@ class _Keys:
             return EitherOf(first, self.one(depth + 1))
         if name == "MODSEQ":
             return self._modseq()
+        if name in ("YOUNGER", "OLDER"):
+            seconds = cursor.number()
+            if not seconds:
+                raise Bad("The interval must not be 0")  # RFC 5032 s. 3: nz-number
+            return Age(name == "YOUNGER", seconds)
+        if name in ("EMAILID", "THREADID"):
+            return self._object_id(name)
         raise Bad(f"Unknown search key {name}")
 
     def _text(self) -> str:
@@ -158,6 +213,13 @@ class _Keys:
             return octets.decode(self._charset)
         except UnicodeDecodeError:
             raise Bad("Text is not in the given charset") from None
+
+    def _object_id(self, name: str) -> SearchKey:
+        octets = self._cursor.astring()
+        if _OBJECT_ID.fullmatch(octets) is None:
+            raise Bad("Invalid object id")
+        # There are no thread ids here, so none is anybody's (RFC 8474 s. 5.2).
+        return HasId(octets.decode()) if name == "EMAILID" else NotKey(search.All())
 
     def _modseq(self) -> SearchKey:
         cursor = self._cursor
@@ -171,38 +233,57 @@ class _Keys:
         return search.ModSeq(cursor.number(MAX_63))
 
 
-def _returns(cursor: Cursor) -> frozenset[str]:
+def partial_window(cursor: Cursor) -> Window:
+    """`1:500` or `-1:-100` (RFC 9394 s. 4); the smaller number may come second."""
+    from_end = cursor.skip(b"-")
+    one = cursor.number()
+    cursor.expect(b":-" if from_end else b":")
+    two = cursor.number()
+    if not one or not two:
+        raise Bad("The range must not have 0 in it")
+    sign = "-" if from_end else ""
+    return Window(min(one, two), max(one, two), from_end, f"{sign}{one}:{sign}{two}".encode())
+
+
+def return_options(cursor: Cursor) -> tuple[frozenset[str], Window | None]:
+    """The result options behind `RETURN (`, with the closing parenthesis."""
     found: set[str] = set()
+    window = None
     first = True
     while not cursor.skip(b")"):
         if not first:
             cursor.space()
         first = False
         word = cursor.word()
-        if word not in _RETURN:
+        if word == "PARTIAL" and window is None:
+            cursor.space()
+            window = partial_window(cursor)
+        elif word not in _RETURN:
             raise Bad(f"Unknown result option {word}")
         found.add(word)
-    return frozenset(found or {"ALL"})
+    if window is not None and "ALL" in found:
+        raise Bad("PARTIAL and ALL exclude each other")  # RFC 9394 s. 3.1
+    return frozenset(found or {"ALL"}), window
 
 
 def _parse(cursor: Cursor, *, by_uid: bool) -> Search:
     cursor.space()
-    returns = None
+    returns = window = None
     if cursor.skip(b"RETURN ("):
-        returns = _returns(cursor)
+        returns, window = return_options(cursor)
         cursor.space()
     # Deviation: without CHARSET it would be US-ASCII; UTF-8 holds that too, and is what clients then send.
     charset = "utf-8"
     if cursor.skip(b"CHARSET "):
         name = cursor.astring().decode("ascii", "replace").upper()
         if name not in CHARSETS:
-            raise No("Unknown charset", code=f"BADCHARSET ({' '.join(CHARSETS)})")
+            return Search(by_uid, search.All(), returns, modseq=False, bad_charset=True)
         charset = CHARSETS[name]
         cursor.space()
     keys = _Keys(cursor, charset)
     key = keys.several(0)
     cursor.end()
-    return Search(by_uid, key, returns, keys.modseq)
+    return Search(by_uid, key, returns, keys.modseq, window)
 
 
 def parse_search(cursor: Cursor) -> Search:
@@ -213,16 +294,47 @@ def parse_uid_search(cursor: Cursor) -> Search:
     return _parse(cursor, by_uid=True)
 
 
-def resolve(key: SearchKey, ranges: Callable[[SequenceSet, bool], tuple[tuple[int, int], ...]]) -> Criterion:
-    """The key as a criterion; `ranges(set, by_uid)` gives inclusive ranges of UIDs."""
+def wanted_ids(key: SearchKey) -> set[str]:
+    """The EMAILIDs that are asked for."""
+    match key:
+        case HasId(email_id):
+            return {email_id}
+        case NotKey(inner):
+            return wanted_ids(inner)
+        case AllOf(keys):
+            return set().union(*(wanted_ids(each) for each in keys))
+        case EitherOf(first, second):
+            return wanted_ids(first) | wanted_ids(second)
+        case _:
+            return set()
+
+
+Ranges = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a session knows that a key leaves open: UIDs of a message set and of an EMAILID, as ranges; the time."""
+
+    ranges: Callable[[SequenceSet, bool], Ranges]
+    with_id: Callable[[str], Ranges]
+    now_s: int
+
+
+def resolve(key: SearchKey, known: Known) -> Criterion:
+    """The key as a criterion."""
     match key:
         case InSet(messages, by_uid):
-            return search.Uids(ranges(messages, by_uid))
+            return search.Uids(known.ranges(messages, by_uid))
+        case Age(younger, seconds):
+            return search.Arrived(younger, known.now_s - seconds)
+        case HasId(email_id):
+            return search.Uids(known.with_id(email_id))
         case NotKey(inner):
-            return search.Not(resolve(inner, ranges))
+            return search.Not(resolve(inner, known))
         case AllOf(keys):
-            return search.And(tuple(resolve(each, ranges) for each in keys))
+            return search.And(tuple(resolve(each, known) for each in keys))
         case EitherOf(first, second):
-            return search.Or(resolve(first, ranges), resolve(second, ranges))
+            return search.Or(resolve(first, known), resolve(second, known))
         case _:
             return key

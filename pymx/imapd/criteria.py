@@ -1,0 +1,31 @@
+"""Search keys of a command as criteria of the store: sequence numbers, `$`, ages and EMAILIDs filled in.
+
+Used by everything that takes search keys.
+"""
+
+from __future__ import annotations
+
+import time
+
+from pymx.imapd.client import Client
+from pymx.mail.search import Criterion
+from pymx.proto.imap.commands.search import Known, Ranges, SearchKey, resolve, wanted_ids
+from pymx.proto.imap.sequence import SequenceSet, ranges_of
+
+
+async def criterion(client: Client, key: SearchKey) -> Criterion:
+    """Raises Bad for sequence numbers that don't exist."""
+    view = client.selected.uids
+
+    def ranges(messages: SequenceSet, by_uid: bool) -> Ranges:
+        if messages.saved:
+            return tuple(ranges_of(client.saved_uids()))
+        positions = messages.uids(view) if by_uid else messages.numbers(view)
+        return tuple((view[start], view[stop - 1]) for start, stop in positions)
+
+    by_id: dict[str, Ranges] = {}
+    wanted = wanted_ids(key)
+    if wanted:
+        found = await client.selected.email_ids(view)
+        by_id = {each: tuple((uid, uid) for uid, email_id in found.items() if email_id == each) for each in wanted}
+    return resolve(key, Known(ranges, lambda email_id: by_id[email_id], int(time.time())))
