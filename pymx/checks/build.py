@@ -20,6 +20,7 @@ from pymx.mailauth.questions import Questions
 # Shares of the time limit; see pymx.checks.pipeline
 _SIGNATURE_SHARE = 0.4
 _DOMAIN_SHARE = 0.3
+_NAME_SHARE = 0.2
 
 
 def build_pipeline(config: Config, resolver: Questions) -> Pipeline | None:
@@ -28,7 +29,7 @@ def build_pipeline(config: Config, resolver: Questions) -> Pipeline | None:
     patience = Patience(resolver, on.timeout_s * _SIGNATURE_SHARE)
     checks: list[Check] = []
     if on.iprev:
-        checks.append(Iprev(resolver))
+        checks.append(Iprev(Patience(resolver, on.timeout_s * _NAME_SHARE)))
     if on.helo:
         checks.append(Helo(resolver, hostname=config.hostname))
     if on.dnsbl:

@@ -18,7 +18,7 @@ import asyncio
 import ipaddress
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pymx import log, metrics
 from pymx.checks.check import Check, Facts, Stage
@@ -78,6 +78,7 @@ class Pipeline:
 
     def begin(self, facts: Facts) -> Inspection:
         """Start the checks that know enough already."""
+        facts.origin = replace(facts.origin, peer_ip=str(peer_address(facts.origin.peer_ip)))
         inspection = Inspection(self, facts)
         inspection.start(_EARLY)
         return inspection

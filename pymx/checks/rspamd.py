@@ -1,8 +1,8 @@
 """rspamd: what the spam filter makes of the message, and what happens when it can't be asked.
 
 Its action is done: `no action` accept; `greylist` and `soft reject` 451 4.7.1; `add header`, `rewrite subject`,
-`quarantine` and `discard` Junk; `reject` 550 5.7.1. An action that is not known here accepts, and the log names it.
-Header fields are added and removed as rspamd wants it.
+`quarantine` and `discard` Junk; `reject` 550 5.7.1. Who comes back after a `greylist` is let in. An action that is not
+known here accepts, and the log names it. Header fields are added and removed as rspamd wants it.
 
 When it is down, slow or answers nonsense, `[rspamd] when_down` says what becomes of mail. The log says so once a
 minute. A message of more than `max_octets` is not shown to it and accepted: waiting would not make it smaller.
@@ -16,6 +16,7 @@ from typing import Literal
 
 from pymx import log
 from pymx.checks.check import Facts, Stage
+from pymx.checks.retries import Retries
 from pymx.checks.verdict import Level, Verdict
 from pymx.junk.rspamd import Rspamd, RspamdUnavailable, Scan
 from pymx.mail.spam import one_line
@@ -48,7 +49,7 @@ class RspamdCheck:
 
     name = "rspamd"
     stages = (Stage.DATA,)
-    needs: tuple[str, ...] = ()
+    needs = ("iprev",)  # rspamd wants to know the host's name
 
     def __init__(self, rspamd: Rspamd, *, when_down: WhenDown, max_octets: int) -> None:
         self._rspamd = rspamd
@@ -56,6 +57,7 @@ class RspamdCheck:
         self._down = _DOWN[when_down]
         self._complained: float | None = None
         self._unscanned = 0
+        self._retries = Retries()
 
     async def run(self, stage: Stage, facts: Facts) -> Verdict:
         assert facts.content is not None
@@ -78,6 +80,8 @@ class RspamdCheck:
             self._complained = None
             self._unscanned = 0
             _log.info("rspamd_available")
+        if scan.action == "greylist" and self._retries.came_back(facts, asyncio.get_running_loop().time()):
+            return replace(self._verdict(replace(scan, action="no action")), word="greylist-passed")
         return self._verdict(scan)
 
     def unavailable(self, facts: Facts, reason: str) -> Verdict:

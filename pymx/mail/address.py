@@ -23,6 +23,7 @@ _ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-\u0080-\U0010ffff]"
 _DOT_STRING = re.compile(rf"{_ATEXT}+(?:\.{_ATEXT}+)*\Z")
 _QUOTED = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e\u0080-\U0010ffff]|\\[\x20-\x7e])*)"\Z')
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_\-]{0,61}[A-Za-z0-9_])?\Z")
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")  # what octets outside UTF-8 become in a str ("surrogateescape")
 _LITERAL = re.compile(r"\[(?:IPv6:[0-9A-Fa-f:.]{2,45}|[0-9]{1,3}(?:\.[0-9]{1,3}){3})\]\Z")
 # Local part (dot-string or quoted-string), "@", domain: enough to find where the address ends.
 _PATH = re.compile(
@@ -102,6 +103,8 @@ def parse_domain(text: str) -> str:
 def parse_address(text: str) -> Address:
     """An addr-spec as an Address. Raises AddressError."""
     local, at, domain = text.rpartition("@")
+    if not text.isascii() and _NOT_UTF8.search(text):
+        raise AddressError("address is not UTF-8")
     if not at:
         raise AddressError("address has no domain")
     return Address(_parse_local_part(local), parse_domain(domain))

@@ -57,7 +57,9 @@ def without_judgement(head: bytes) -> bytes:
 
 def one_line(text: str) -> str:
     """`text` as a field's value may hold it: control characters become spaces, spaces in a row become one."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(text.split())
 
 
 def join_reasons(reasons: Sequence[str]) -> str:

@@ -30,12 +30,14 @@ class Nobody:
         raise NoSuchDomain(name, rdtype, "no such domain")
 
 
-async def judge(message: bytes, *, helo: str = "x", txt: bytes = b"", local_part: str = "x") -> None:
+async def judge(
+    message: bytes, *, helo: str = "x", txt: bytes = b"", local_part: str = "x", peer: str = "192.0.2.7"
+) -> None:
     """All checks; SmtpError is a verdict like others."""
     config = Config(hostname="mx.example.test", checks=Checks(dnsbl=["bl.test=1"], trusted_sealers=["a.test"]))
     pipeline = build_pipeline(config, Nobody(txt))
     assert pipeline is not None
-    origin = Origin(Listener.SMTP, "s", "192.0.2.7", helo)
+    origin = Origin(Listener.SMTP, "s", peer, helo)
     to = [Recipient(Address("alice", "example.test"))]
     inspection = pipeline.begin(Facts(origin, "Q", Address(local_part, "far.test"), to))
     try:
@@ -109,3 +111,9 @@ async def test_no_megabyte_costs_a_second(message: bytes) -> None:
     started = time.process_time()
     await judge(message)
     assert time.process_time() - started < 1.0
+
+
+@pytest.mark.parametrize("peer", ["fe80::1%eth0", "::ffff:192.0.2.7", "::1", "2001:db8::7"])
+async def test_every_kind_of_address_is_judged(caplog: pytest.LogCaptureFixture, peer: str) -> None:
+    await judge(b"From: x@far.test\r\n\r\n", peer=peer)
+    assert "check_failed" not in caplog.messages

@@ -13,8 +13,12 @@ from checks_rig import ALICE, OTHER_IP, Rig, letter, results
 from conftest import Start
 from support.rspamd import RealRspamd
 
+from pymx.checks.check import Facts
+from pymx.checks.retries import AFTER_S, Retries
 from pymx.config.model import Checks, Rspamd
 from pymx.junk.rspamd import RspamdUnavailable, read_answer
+from pymx.mail.address import parse_address
+from pymx.mail.envelope import Listener, Origin, Recipient
 
 QUIET = Checks(spf=False, dkim=False, dmarc=False, arc=False, iprev=False, helo=False)
 
@@ -292,3 +296,24 @@ def test_fields_in_answers(milter: object, added: object, removed: object) -> No
 def test_answers_that_are_none(answer: bytes) -> None:
     with pytest.raises(RspamdUnavailable):
         read_answer(answer)
+
+
+def test_who_comes_back_has_passed_greylisting() -> None:
+    """RFC 6647 s. 2.4: same network, sender and recipient; not too soon."""
+    retries = Retries()
+
+    def came(now: float, *, peer: str = "192.0.2.7", sender: str = "x@far.test", to: str = ALICE) -> bool:
+        origin = Origin(Listener.SMTP, peer_ip=peer)
+        facts = Facts(origin, "Q", parse_address(sender) if sender else None, [Recipient(parse_address(to))])
+        return retries.came_back(facts, now)
+
+    assert not came(0)
+    assert not came(AFTER_S - 1)
+    assert came(AFTER_S)
+    assert came(AFTER_S, peer="192.0.2.250", sender="X@far.test")
+    assert not came(AFTER_S, peer="192.0.3.7")
+    assert not came(AFTER_S, sender="")
+    assert not came(AFTER_S, to="bob@example.test")
+    assert not came(AFTER_S, peer="2001:db8::1")
+    assert came(3 * AFTER_S, peer="2001:db8::ffff")
+    assert not came(10 * 86400)

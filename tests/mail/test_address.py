@@ -61,3 +61,10 @@ def test_subaddress_is_split_at_the_first_delimiter_only() -> None:
     assert address.without_detail("+") == Address("alice", "d.example")
     assert address.detail("+") == "shop+x"
     assert Address("+x", "d.example").without_detail("+") == Address("+x", "d.example")
+
+
+@pytest.mark.parametrize("text", ["\udcff@example.test", "x@\udcff.test", '"\udcf9"@example.test'])
+def test_octets_outside_utf8_are_no_address(text: str) -> None:
+    """RFC 6532 s. 3.2: what a header field holds may be any octets, an address may not."""
+    with pytest.raises(AddressError):
+        parse_address(text)
