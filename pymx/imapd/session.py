@@ -2,7 +2,7 @@
 
 A session at rest has no task: `data_received` asks the receiver, and only a whole command starts one, which goes on
 while there are more and then ends. IDLE rests in the same way; a hint from the store or DONE starts the next task. A
-client that goes away stops nothing that has begun; its task ends at the next thing it wants to send.
+client that goes away stops searches and sorts; other work is finished, and the task ends at the next thing to send.
 
 Time is looked at by `sweep`, once a second: login timeout, autologout (RFC 3501 s. 5.4), "still here" in IDLE, and a
 client that does not read. What goes wrong inside is logged once with its traceback and answered NO [SERVERBUG].
@@ -130,6 +130,8 @@ class Session(asyncio.Protocol):
             self._ended = "connection lost" if exc else "disconnected"
         if self._task is None:
             self._finish()
+        elif self._client.mailbox is not None:
+            self._client.mailbox.stop()
 
     def pause_writing(self) -> None:
         self._paused = True

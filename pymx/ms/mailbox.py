@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pymx.mail.search import Criterion
-from pymx.ms import copying, delivering, flagging, letters, names, reading, removing, rows, search, view
+from pymx.ms import copying, delivering, finding, flagging, letters, names, reading, removing, rows, view
 from pymx.ms.account import Account
 from pymx.ms.box import Box
 from pymx.ms.errors import NoSuchMailbox, ReadOnly
@@ -141,6 +141,7 @@ class Mailbox:
         self._held_back = False  # expunged messages are still in the view
         self._callback: Callable[[], None] | None = None
         self._closed = False
+        self._stopped = False
         box.users += 1
 
     # Looking
@@ -283,7 +284,19 @@ class Mailbox:
 
     async def search(self, criterion: Criterion) -> list[int]:
         """UIDs of the view that match, ascending."""
-        return await self._run(lambda _: search.run(criterion, _SearchView(self)), bulk=True)
+        view = _SearchView(self)
+
+        def find(_: Account) -> list[int]:
+            return finding.find(self._box, self._low, criterion, view, self._store.render, self._is_stopped)
+
+        return await self._run(find, bulk=True)
+
+    def stop(self) -> None:
+        """Nobody waits for a search or sort any more: those that run end soon, with what they have."""
+        self._stopped = True
+
+    def _is_stopped(self) -> bool:
+        return self._stopped
 
     # Changing
 
@@ -388,6 +401,7 @@ class _SearchView:
         self.first_recent = mailbox.first_recent
         self._box = mailbox._box
         self._low = mailbox._low
+        self._stopped = mailbox._is_stopped
         self._keywords = {name.lower(): bit for bit, name in enumerate(mailbox.keywords) if name}
 
     def rows(self, uids: Sequence[int]) -> Iterable[MessageRow]:
@@ -395,10 +409,10 @@ class _SearchView:
             yield from reading.rows(self._box, self._low, uids[start : start + rows.BATCH], False, None)
 
     def header(self, uid: int) -> bytes | None:
-        return reading.read_header(self._box, uid)
+        return None if self._stopped() else reading.read_header(self._box, uid)
 
     def message(self, uid: int) -> bytes | None:
-        return reading.read_message(self._box, uid)
+        return None if self._stopped() else reading.read_message(self._box, uid)
 
     def keyword_bit(self, name: str) -> int | None:
         return self._keywords.get(name.lower())

@@ -95,15 +95,15 @@ class _Message:
 _Test = Callable[[_Message], bool | None]
 
 
-def run(criterion: Criterion, view: SearchView) -> list[int]:
-    """The UIDs of the view's messages that match, ascending."""
-    uids = _narrowed(criterion, view.uids)
+def run(criterion: Criterion, view: SearchView, uids: Sequence[int] | None = None) -> list[int]:
+    """The UIDs of the view's messages (or of `uids` only) that match, ascending."""
+    uids = narrowed(criterion, view.uids if uids is None else uids)
     test = _compile(criterion, view)
-    needs = _needs(criterion)
+    needed = needs(criterion)
     matched: list[int] = []
-    for message in _messages(view, uids, rows="row" in needs):
+    for message in _messages(view, uids, rows="row" in needed):
         answer = test(message)
-        if answer is None and "header" in needs:
+        if answer is None and "header" in needed:
             message.header = view.header(message.uid)
             if message.header is None:
                 continue
@@ -129,11 +129,11 @@ def _messages(view: SearchView, uids: Sequence[int], *, rows: bool) -> Iterator[
             yield _Message(uid, ())
 
 
-def _narrowed(criterion: Criterion, uids: Sequence[int]) -> Sequence[int]:
+def narrowed(criterion: Criterion, uids: Sequence[int]) -> Sequence[int]:
     """The UIDs that a `Uids` among the outermost conditions leaves."""
     if isinstance(criterion, search.And):
         for part in criterion.criteria:
-            uids = _narrowed(part, uids)
+            uids = narrowed(part, uids)
     elif isinstance(criterion, search.Uids):
         chosen: set[int] = set()
         for low, high in criterion.ranges:
@@ -142,15 +142,15 @@ def _narrowed(criterion: Criterion, uids: Sequence[int]) -> Sequence[int]:
     return uids
 
 
-def _needs(criterion: Criterion) -> set[str]:
+def needs(criterion: Criterion) -> set[str]:
     """Which of "row", "header" and "message" may have a say in the answer."""
     match criterion:
         case search.And(criteria):
-            return set().union(*(_needs(part) for part in criteria))
+            return set().union(*(needs(part) for part in criteria))
         case search.Or(first, second):
-            return _needs(first) | _needs(second)
+            return needs(first) | needs(second)
         case search.Not(inner):
-            return _needs(inner)
+            return needs(inner)
         case search.Text():
             return {"message"}
         case search.Header():
@@ -182,8 +182,8 @@ def _compile(criterion: Criterion, view: SearchView) -> _Test:
 
 
 def _cost(criterion: Criterion) -> int:
-    needs = _needs(criterion)
-    return 2 if "message" in needs else 1 if "header" in needs else 0
+    needed = needs(criterion)
+    return 2 if "message" in needed else 1 if "header" in needed else 0
 
 
 def _cheap(criterion: Criterion, view: SearchView) -> _Test:

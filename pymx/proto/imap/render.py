@@ -14,6 +14,9 @@ def render(message: bytes) -> tuple[bytes, bytes, Keys]:
     Given only a message's header, the keys are still those of the message.
     """
     part = parse(message)
-    lines = message.count(b"\n", part.header_start, min(part.header_end, part.header_start + MAX_HEADER))
-    keys = keys_of_fields(part.fields, complete=lines <= MAX_FIELDS)
+    stop = min(part.header_end, part.header_start + MAX_HEADER)
+    lines = message.count(b"\n", part.header_start, stop)
+    # A bare CR makes the edges of a value doubtful: whoever searches for it shall look into the header.
+    complete = lines <= MAX_FIELDS and message.count(b"\r", part.header_start, stop) == lines
+    keys = keys_of_fields(part.fields, complete=complete)
     return envelope_of_fields(part.fields), bodystructure(part, extended=True), keys

@@ -1,0 +1,142 @@
+"""Search criteria as an SQL expression over `message` and `keys`.
+
+SQL's NULL is the "not known yet" of `pymx.ms.search`, and AND, OR and NOT treat it as that module's logic does. So one
+scan tells which messages match for certain and which have to be asked further; what the index can't say is NULL.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+
+from pymx.mail import search
+from pymx.mail.search import Criterion
+from pymx.mail.text import fold
+from pymx.ms.index import Connection
+
+_EPOCH_DAY = datetime.date(1970, 1, 1).toordinal()
+_TEXTS = {"from": "from_text", "to": "to_text", "cc": "cc_text", "bcc": "bcc_text", "subject": "subject_text"}
+_UNKNOWN = "NULL"
+# SQLite's parser has a small stack, and its expressions a limited depth.
+_MAX_DEPTH = 12
+_MAX_TERMS = 200
+_MAX_RANGES = 50
+_BY_VALUE = 900
+
+
+class Where:
+    """One criterion for one mailbox view; `uses_keys` when rows of `keys` have a say."""
+
+    def __init__(
+        self, criterion: Criterion, *, low: int, first_recent: int, keyword_bit: Callable[[str], int | None]
+    ) -> None:
+        self._low = low
+        self._first_recent = first_recent
+        self._keyword_bit = keyword_bit
+        self._parameters: dict[str, int | bytes] = {}
+        self._terms = 0
+        self.uses_keys = False
+        self._expression = self._of(criterion, 0)
+
+    def select(self, db: Connection, uids: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Of `uids` (ascending): those that match, and those about which the index does not know enough."""
+        if not uids:
+            return [], []
+        first, last = uids[0], uids[-1]
+        if last - first < 4 * len(uids):
+            found = self._run(db, "BETWEEN :first AND :last", {"first": self._low | first, "last": self._low | last})
+            if found and last - first + 1 != len(uids):
+                wanted = set(uids)
+                found = [row for row in found if row[0] in wanted]
+        else:
+            found = []
+            for start in range(0, len(uids), _BY_VALUE):
+                # UIDs are numbers of our own, and so many names would be slower to bind than to read.
+                ids = ",".join([str(self._low | uid) for uid in uids[start : start + _BY_VALUE]])
+                found += self._run(db, f"IN ({ids})", {})
+        matched = [uid for uid, known in found if known]
+        return matched, [uid for uid, known in found if known is None] if len(matched) < len(found) else []
+
+    def _run(self, db: Connection, which: str, bounds: dict[str, int]) -> list[tuple[int, int | None]]:
+        joined = " LEFT JOIN keys k ON k.id = m.id" if self.uses_keys else ""
+        return db.execute(
+            f"SELECT m.id & 4294967295, {self._expression} FROM message m{joined}"  # noqa: S608  (built below)
+            f" WHERE m.id {which} AND ({self._expression}) IS NOT 0 ORDER BY m.id",
+            self._parameters | bounds,
+        ).fetchall()
+
+    def _value(self, value: int | bytes) -> str:
+        name = f"p{len(self._parameters)}"
+        self._parameters[name] = value
+        return ":" + name
+
+    def _of(self, criterion: Criterion, depth: int) -> str:
+        self._terms += 1
+        if depth > _MAX_DEPTH or self._terms > _MAX_TERMS:
+            return _UNKNOWN
+        match criterion:
+            case search.All():
+                return "1"
+            case search.And(criteria):
+                if len(criteria) > _MAX_TERMS:
+                    return _UNKNOWN
+                return f"({' AND '.join([self._of(each, depth + 1) for each in criteria])})" if criteria else "1"
+            case search.Or(first, second):
+                return f"({self._of(first, depth + 1)} OR {self._of(second, depth + 1)})"
+            case search.Not(inner):
+                return f"(NOT {self._of(inner, depth + 1)})"
+            case search.Header(name, text):
+                return self._header(name, text)
+            case search.Date("sent", op, day):
+                self.uses_keys = True
+                return self._day("k.sent_day", op, day.toordinal(), 1, 1)
+            case search.Date(which, op, day):
+                column = "m.savedate" if which == "saved" else "m.internaldate"
+                return self._day(column, op, (day.toordinal() - _EPOCH_DAY) * 86400, 86400, None)
+            case _:
+                return self._cheap(criterion)
+
+    def _cheap(self, criterion: Criterion) -> str:
+        match criterion:
+            case search.Flags(bits, want):
+                return f"(m.flags & {self._value(bits)} = {self._value(bits if want else 0)})"
+            case search.Keyword(name, want):
+                bit = self._keyword_bit(name)
+                if bit is None:
+                    return str(int(not want))
+                return f"((m.keywords & {self._value(1 << bit)} <> 0) = {int(want)})"
+            case search.Recent(want):
+                return f"((m.id >= {self._value(self._low | self._first_recent)}) = {int(want)})"
+            case search.Uids(ranges) if len(ranges) <= _MAX_RANGES:
+                each = [
+                    f"m.id BETWEEN {self._value(self._low + low)} AND {self._value(self._low + high)}"
+                    for low, high in ranges
+                ]
+                return f"({' OR '.join(each)})" if each else "0"
+            case search.Octets(larger, octets):
+                return f"(m.octets {'>' if larger else '<'} {self._value(octets)})"
+            case search.Arrived(younger, moment):
+                return f"((m.internaldate > {self._value(moment)}) = {int(younger)})"
+            case search.ModSeq(value):
+                return f"(m.modseq >= {self._value(value)})"
+            case _:
+                return _UNKNOWN
+
+    def _day(self, column: str, op: str, start: int, length: int, least: int | None) -> str:
+        """The day from `start` on; below `least` there is no day."""
+        if op == "since":
+            return f"({column} >= {self._value(start)})"
+        if op == "on":
+            return f"({column} BETWEEN {self._value(start)} AND {self._value(start + length - 1)})"
+        before = f"({column} < {self._value(start)})"
+        return before if least is None else f"({before} AND {column} >= {self._value(least)})"
+
+    def _header(self, name: str, text: str) -> str:
+        column = _TEXTS.get(name.lower())
+        key = fold(text)
+        if column is None or "\n" in key or "\r" in key:
+            return _UNKNOWN  # a line end in the key could match where two fields meet
+        self.uses_keys = True
+        if not key:
+            return f"(k.{column} <> x'')"
+        return f"(instr(k.{column}, {self._value(key.encode('utf-8', 'surrogatepass'))}) > 0)"
