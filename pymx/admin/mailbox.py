@@ -14,7 +14,7 @@ from pathlib import Path
 from pymx.admin.context import Context, CtlError, Exit
 from pymx.ms.audit import Audit
 from pymx.ms.errors import InvalidName, NoSuchMailbox, StoreError
-from pymx.ms.finding import Finding
+from pymx.ms.fault import Finding
 from pymx.ms.layout import Layout, is_mailbox
 from pymx.ms.owner import Owner
 

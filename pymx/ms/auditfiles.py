@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 from pymx.mail.flags import MAX_KEYWORD_OCTETS
 from pymx.ms import keywords, names, subscriptions, uidlist
-from pymx.ms.finding import some
+from pymx.ms.fault import some
 from pymx.ms.layout import Levels
 from pymx.ms.measure import CHUNK, wire_growth
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pymx.ms import keywords, letters, names, uidlist
 from pymx.ms.auditfiles import Problem, claimed_sizes
 from pymx.ms.box import COLUMNS, POWER_CUT, Row, Stamp
-from pymx.ms.finding import some
+from pymx.ms.fault import some
 from pymx.ms.index import Connection
 
 MessageRow = tuple[int, int, int, int, int, bytes]  # UID, flags, keywords, octets, in_new, name

@@ -24,7 +24,7 @@ from pymx.ms.box import Box, Hold
 from pymx.ms.disk import Disk
 from pymx.ms.dotlock import DotLock
 from pymx.ms.errors import translated
-from pymx.ms.finding import some
+from pymx.ms.fault import some
 from pymx.ms.index import NAME as INDEX_NAME
 from pymx.ms.index import IndexBusy, IndexOutdated, IndexTrouble, open_read_only
 from pymx.ms.layout import Layout, Levels, storage_name
