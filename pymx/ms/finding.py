@@ -1,56 +1,22 @@
-"""SEARCH in a mailbox: the index first, and `pymx.ms.search` for the messages it can't decide.
-
-Rows of `keys` that are missing are made on the way, so the first search of a mailbox that came from elsewhere reads its
-headers, and later ones do not. `stopped` is asked between portions; a search that is stopped gives what it has.
-"""
+"""What looking at an account found: a sentence about what is, and one about what to do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from pymx.mail.search import Criterion
-from pymx.ms import keys, reading, search
-from pymx.ms.arrive import Render
-from pymx.ms.box import Box
-from pymx.ms.where import Where
-
-_PORTION = 20_000
+from dataclasses import dataclass
 
 
-def find(
-    box: Box,
-    low: int,
-    criterion: Criterion,
-    view: search.SearchView,
-    render: Render | None,
-    stopped: Callable[[], bool],
-) -> list[int]:
-    """The UIDs of the view's messages that match, ascending."""
-    if not search.needs(criterion):
-        return search.run(criterion, view)
-    where = Where(criterion, low=low, first_recent=view.first_recent, keyword_bit=view.keyword_bit)
-    uids = search.narrowed(criterion, view.uids)
-    found: list[int] = []
-    for start in range(0, len(uids), _PORTION):
-        if stopped():
-            break
-        matched, undecided = _ask_index(box, low, where, uids[start : start + _PORTION], render, stopped)
-        if undecided:
-            matched = sorted(matched + search.run(criterion, view, undecided))
-        found += matched
-    return found
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`kind` is one word for scripts; `wrong` is False for what is only good to know."""
+
+    mailbox: str  # as clients see it; "" = the account as a whole
+    kind: str
+    text: str
+    remedy: str = ""
+    wrong: bool = True
 
 
-def _ask_index(
-    box: Box, low: int, where: Where, uids: Sequence[int], render: Render | None, stopped: Callable[[], bool]
-) -> tuple[list[int], list[int]]:
-    with box.home.index.read() as db:
-        matched, undecided = where.select(db, uids)
-        unmade = keys.missing(db, low, undecided) if where.uses_keys and render is not None else []
-    if not unmade or render is None:
-        return matched, undecided
-    reading.fill_keys(box, low, unmade, render, stopped)
-    with box.home.index.read() as db:
-        more, still = where.select(db, unmade)
-    made = set(unmade)
-    return sorted(matched + more), sorted([uid for uid in undecided if uid not in made] + still)
+def some(names: list[str], limit: int = 3) -> str:
+    """The first few of many, for a sentence."""
+    shown = ", ".join(names[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pymx.mail.search import Criterion
-from pymx.ms import copying, delivering, finding, flagging, letters, names, reading, removing, rows, view
+from pymx.ms import copying, delivering, flagging, letters, names, reading, removing, rows, searching, view
 from pymx.ms.account import Account
 from pymx.ms.box import Box
 from pymx.ms.errors import NoSuchMailbox, ReadOnly
@@ -287,7 +287,7 @@ class Mailbox:
         view = _SearchView(self)
 
         def find(_: Account) -> list[int]:
-            return finding.find(self._box, self._low, criterion, view, self._store.render, self._is_stopped)
+            return searching.find(self._box, self._low, criterion, view, self._store.render, self._is_stopped)
 
         return await self._run(find, bulk=True)
 

@@ -1,0 +1,56 @@
+"""SEARCH in a mailbox: the index first, and `pymx.ms.search` for the messages it can't decide.
+
+Rows of `keys` that are missing are made on the way, so the first search of a mailbox that came from elsewhere reads its
+headers, and later ones do not. `stopped` is asked between portions; a search that is stopped gives what it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pymx.mail.search import Criterion
+from pymx.ms import keys, reading, search
+from pymx.ms.arrive import Render
+from pymx.ms.box import Box
+from pymx.ms.where import Where
+
+_PORTION = 20_000
+
+
+def find(
+    box: Box,
+    low: int,
+    criterion: Criterion,
+    view: search.SearchView,
+    render: Render | None,
+    stopped: Callable[[], bool],
+) -> list[int]:
+    """The UIDs of the view's messages that match, ascending."""
+    if not search.needs(criterion):
+        return search.run(criterion, view)
+    where = Where(criterion, low=low, first_recent=view.first_recent, keyword_bit=view.keyword_bit)
+    uids = search.narrowed(criterion, view.uids)
+    found: list[int] = []
+    for start in range(0, len(uids), _PORTION):
+        if stopped():
+            break
+        matched, undecided = _ask_index(box, low, where, uids[start : start + _PORTION], render, stopped)
+        if undecided:
+            matched = sorted(matched + search.run(criterion, view, undecided))
+        found += matched
+    return found
+
+
+def _ask_index(
+    box: Box, low: int, where: Where, uids: Sequence[int], render: Render | None, stopped: Callable[[], bool]
+) -> tuple[list[int], list[int]]:
+    with box.home.index.read() as db:
+        matched, undecided = where.select(db, uids)
+        unmade = keys.missing(db, low, undecided) if where.uses_keys and render is not None else []
+    if not unmade or render is None:
+        return matched, undecided
+    reading.fill_keys(box, low, unmade, render, stopped)
+    with box.home.index.read() as db:
+        more, still = where.select(db, unmade)
+    made = set(unmade)
+    return sorted(matched + more), sorted([uid for uid in undecided if uid not in made] + still)
