@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 from pymx import metrics
 from pymx.imapd.client import Client, Disconnected, MailboxGone
 from pymx.imapd.commands import TABLE, Changes, Command
+from pymx.imapd.compression import BrokenStream, Compression
 from pymx.imapd.trouble import no_text, refusal
 from pymx.ms.errors import NoSuchMailbox, StoreError
 from pymx.net.tls import upgrade
@@ -39,6 +40,7 @@ class Session(asyncio.Protocol):
     __slots__ = (
         "_client",
         "_commands",
+        "_compression",
         "_counted",
         "_dirty",
         "_drained",
@@ -68,6 +70,7 @@ class Session(asyncio.Protocol):
         self._receiver = Receiver(
             max_line_octets=min(_MAX_BEFORE_LOGIN, server.imap.max_line_octets), make_sink=server.sink
         )
+        self._compression: Compression | None = None
         self._idle_tag: bytes | None = None
         self._dirty = False
         self._line: asyncio.Future[None] | None = None  # AUTHENTICATE waits for a line
@@ -104,14 +107,23 @@ class Session(asyncio.Protocol):
         self._last_input = self._loop.time()
         if self._ended:
             return
-        self._receiver.feed(data)
+        waiting = 0
+        if self._compression is None:
+            self._receiver.feed(data)
+        else:
+            self._compression.put(data)
+            waiting = self._compression.waiting_octets
         if self._task is None:
             self._wake()
             return
         if self._line is not None and not self._line.done():
             self._line.set_result(None)
         limit = _MAX_BEFORE_LOGIN if self._client.owner is None else _MAX_WAITING
-        if self._receiver.buffered_octets > limit and not self._reading_paused and self._transport is not None:
+        if (
+            self._receiver.buffered_octets + waiting > limit
+            and not self._reading_paused
+            and self._transport is not None
+        ):
             self._reading_paused = True
             self._transport.pause_reading()
 
@@ -146,6 +158,10 @@ class Session(asyncio.Protocol):
 
     def send(self, data: bytes) -> None:
         if self._transport is not None and not self._gone and not self._transport.is_closing():
+            if self._compression is not None:
+                data = self._compression.pack(data)
+                if self._idle_tag is not None:
+                    self._compression.rest()
             self._transport.write(data)
             self._last_output = self._loop.time()
 
@@ -201,8 +217,38 @@ class Session(asyncio.Protocol):
         client = self._client
         self._idle_tag = client.tag
         self._dirty = True
+        if self._compression is not None:
+            self._compression.rest()
         if client.mailbox is not None:
             client.mailbox.watch(self._hint)
+
+    @property
+    def compressed(self) -> bool:
+        return self._compression is not None
+
+    def begin_compression(self) -> None:
+        """From now on both sides send DEFLATE; a client that has sent more already broke RFC 4978 s. 3."""
+        self._client.flush()
+        self._receiver.clear()
+        self._compression = Compression()
+
+    def _unpack(self) -> bool:
+        """Give the receiver more of what came compressed; whether there was any."""
+        if self._compression is None:
+            return False
+        try:
+            octets = self._compression.take()
+        except BrokenStream:
+            self._bye("Compressed data is broken.", "broken compression")
+            return False
+        self._receiver.feed(octets)
+        return bool(octets)
+
+    def _next_event(self) -> Event | None:
+        event = self._receiver.next_event()
+        while event is None and self._unpack():
+            event = self._receiver.next_event()
+        return event
 
     def _hint(self) -> None:
         """The mailbox may have changed."""
@@ -236,8 +282,10 @@ class Session(asyncio.Protocol):
         elif self._idle_tag is not None and now - self._last_output > STILL_HERE_S:
             client.write(b"* OK Still here\r\n")
             client.flush()
-        elif client.kept is not None and silent > KEEP_MESSAGE_S:
+        elif silent > KEEP_MESSAGE_S:
             client.forget_message()
+            if self._compression is not None:
+                self._compression.rest()
 
     def shutdown(self) -> None:
         """BYE now, or after the command that runs."""
@@ -288,7 +336,7 @@ class Session(asyncio.Protocol):
         """Start a task if there is something to do."""
         event = None
         if self._idle_tag is None:
-            event = self._receiver.next_event()
+            event = self._next_event()
             if event is None:
                 return
         self._spawn(event)
@@ -338,7 +386,7 @@ class Session(asyncio.Protocol):
                 if not await self._idle():
                     return
                 continue
-            event = event or self._receiver.next_event()
+            event = event or self._next_event()
             if event is None:
                 return
             await self._handle(event)
@@ -349,6 +397,8 @@ class Session(asyncio.Protocol):
     async def _idle(self) -> bool:
         """One step of IDLE; whether there is more to do."""
         line = self._receiver.next_line()
+        while line is None and self._unpack():
+            line = self._receiver.next_line()
         if line is not None:
             self._commands += 1
             tag, self._idle_tag = self._idle_tag, None

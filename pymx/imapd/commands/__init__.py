@@ -13,6 +13,7 @@ from typing import TypeVar
 from pymx.imapd.client import Client, State
 from pymx.imapd.commands import (
     append,
+    compress,
     copy,
     expunge,
     fetch,
@@ -28,6 +29,7 @@ from pymx.imapd.commands import (
     store,
 )
 from pymx.proto.imap.commands import append as append_syntax
+from pymx.proto.imap.commands import compress as compress_syntax
 from pymx.proto.imap.commands import copy as copy_syntax
 from pymx.proto.imap.commands import expunge as expunge_syntax
 from pymx.proto.imap.commands import fetch as fetch_syntax
@@ -92,6 +94,7 @@ TABLE: Mapping[bytes, Command] = {
     b"AUTHENTICATE": _row(login_syntax.parse_authenticate, login.authenticate, _BEFORE),
     # after login
     b"ENABLE": _row(identity_syntax.parse_enable, identity.enable, _AFTER),
+    b"COMPRESS": _row(compress_syntax.parse_compress, compress.compress, _AFTER),
     b"NAMESPACE": _row(parse_nothing, session.namespace, _AFTER),
     b"SELECT": _row(select_syntax.parse_select, select.select, _AFTER),
     b"EXAMINE": _row(select_syntax.parse_examine, select.select, _AFTER),
