@@ -11,12 +11,14 @@ import time
 from collections.abc import Collection
 
 from pymx.checks.body import hashed_body
+from pymx.checks.budget import Budget
 from pymx.checks.check import Facts, Stage
 from pymx.checks.verdict import Verdict
 from pymx.mail.authres import Result
 from pymx.mailauth.arc.verify import ArcResult, verify
 from pymx.mailauth.questions import Questions
 
+_MAX_QUESTIONS = 25  # keys: chains of more than a handful are not met with
 _DMARC_FAILED = re.compile(r"(?:^|;)\s*dmarc\s*=\s*fail\b", re.IGNORECASE)
 
 
@@ -32,7 +34,8 @@ class Arc:
 
     async def run(self, stage: Stage, facts: Facts) -> Verdict:
         assert facts.content is not None
-        found = await verify(self._resolver, facts.content.head, await hashed_body(facts), now=time.time())
+        questions = Budget(self._resolver, _MAX_QUESTIONS)
+        found = await verify(questions, facts.content.head, await hashed_body(facts), now=time.time())
         facts.arc = found
         if found.result == "none":
             return Verdict(word="none")

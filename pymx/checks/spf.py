@@ -6,12 +6,14 @@ From wants done is DMARC's to say.
 
 from __future__ import annotations
 
+from pymx.checks.budget import Budget
 from pymx.checks.check import Facts, Stage
 from pymx.checks.verdict import Verdict
 from pymx.mail.authres import Result
 from pymx.mailauth.questions import Questions
 from pymx.mailauth.spf.check import SpfResult, check, received_spf
 
+MAX_QUESTIONS = 50
 WEIGHTS = {"fail": 3.0, "softfail": 1.5, "permerror": 1.0}
 
 
@@ -29,7 +31,11 @@ class Spf:
     async def run(self, stage: Stage, facts: Facts) -> Verdict:
         origin = facts.origin
         found = await check(
-            self._resolver, ip=origin.peer_ip, mail_from=facts.mail_from, helo=origin.helo, receiver=self._hostname
+            Budget(self._resolver, MAX_QUESTIONS),
+            ip=origin.peer_ip,
+            mail_from=facts.mail_from,
+            helo=origin.helo,
+            receiver=self._hostname,
         )
         return self._verdict(facts, found)
 

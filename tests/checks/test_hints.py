@@ -9,7 +9,7 @@ from pymx.checks.check import Check, Facts, Stage
 from pymx.checks.dnsbl import Dnsbl
 from pymx.checks.helo import Helo
 from pymx.checks.iprev import Iprev
-from pymx.checks.spf import Spf
+from pymx.checks.spf import MAX_QUESTIONS, Spf
 from pymx.checks.verdict import Level, Verdict
 from pymx.config.model import Dns
 from pymx.config.zones import ZoneError, parse_zone
@@ -177,6 +177,18 @@ async def test_spf(sender: str, result: str, score: float, resolver: Resolver) -
     ((name, value),) = verdict.fields
     assert name == "Received-SPF"
     assert value.startswith(f"{result} (")
+
+
+async def test_spf_does_not_ask_without_end(resolver: Resolver, dns_server: DnsServer) -> None:
+    """Within the ten steps of RFC 7208 s. 4.6.4 there is room for a hundred questions; we leave earlier."""
+    for i in range(9):
+        dns_server.add(f"m{i}.greedy.test", "MX", *(f"10 h{i}-{j}.greedy.test" for j in range(10)))
+        for j in range(10):
+            dns_server.add(f"h{i}-{j}.greedy.test", "A", "203.0.113.1")
+    dns_server.add("greedy.test", "TXT", '"v=spf1 ' + " ".join(f"mx:m{i}.greedy.test" for i in range(9)) + ' -all"')
+    verdict = await asked(Spf(resolver, hostname="mx.example.test"), facts(mail_from="x@greedy.test"))
+    assert verdict.results[0].result == "temperror"
+    assert len(dns_server.queries) <= MAX_QUESTIONS
 
 
 async def test_spf_of_a_bounce_asks_for_the_name_in_helo(resolver: Resolver) -> None:
