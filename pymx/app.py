@@ -18,15 +18,11 @@ import asyncio
 import contextlib
 import logging
 import os
-import pwd
-import resource
 import signal
-import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -36,6 +32,7 @@ from pymx.accounts.account import AccountsError
 from pymx.accounts.authenticate import Authenticator
 from pymx.accounts.directory import Directory
 from pymx.admin.control import Control
+from pymx.admin.control_client import ControlError
 from pymx.checks.build import build_pipeline
 from pymx.config.check import check
 from pymx.config.load import ConfigError, load
@@ -52,11 +49,10 @@ from pymx.mta.deliver import Deliver
 from pymx.mta.dispatch import Dispatch
 from pymx.mta.inbound import Inbound
 from pymx.net import notify
-from pymx.net.listener import BindError, Caps, Server, adopted_sockets, bind
+from pymx.net.listener import BindError, Caps, Server
 from pymx.net.peers import Peers
-from pymx.net.privileges import drop_privileges, find_user
 from pymx.net.sessions import Sessions
-from pymx.net.tls import Certificates, PemError, apply_asyncio_tls_buffer
+from pymx.net.tls import PemError, apply_asyncio_tls_buffer
 from pymx.proto.imap.render import render
 from pymx.queue.item import Report
 from pymx.queue.manager import Manager
@@ -64,45 +60,10 @@ from pymx.queue.queue import Queue
 from pymx.resolver.resolver import Resolver
 from pymx.smtpd.engine import Engine
 from pymx.spool import Content
+from pymx.startup import Site, StartError, prepare
 from pymx.supervisor import run_supervisor
 
-Sockets = Mapping[str, Sequence[socket.socket]]
-
 _INVALIDATE = "invalidate"
-
-
-class StartError(Exception):
-    """The server can't start; the text says why and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """What all processes of a server have in common, made before the first of them starts."""
-
-    path: Path
-    config: Config
-    certificates: Certificates
-    sockets: Sockets
-
-    @property
-    def data_dir(self) -> Path:
-        return Path(self.config.data_dir)
-
-    @property
-    def runtime_dir(self) -> Path:
-        return Path(self.config.runtime_dir or Path(self.config.control.socket).parent)
-
-
-def _services(config: Config) -> dict[str, tuple[str, list[str]]]:
-    """Service name (as in systemd's FileDescriptorName) → (setting, addresses)."""
-    return {
-        "smtp": ("[smtp] listen", config.smtp.listen),
-        "submissions": ("[submission] listen_tls", config.submission.listen_tls),
-        "submission": ("[submission] listen_starttls", config.submission.listen_starttls),
-        "imaps": ("[imap] listen_tls", config.imap.listen_tls),
-        "imap": ("[imap] listen_starttls", config.imap.listen_starttls),
-        "lmtp": ("[lmtp] listen", config.lmtp.listen),
-    }
 
 
 def serve(path: Path) -> int:
@@ -115,7 +76,7 @@ def serve(path: Path) -> int:
     if problems:
         raise ConfigError(f"{path}:\n" + "\n".join(f"  {problem}" for problem in problems))
     try:
-        site = _prepare(path, config)
+        site = prepare(path, config)
         workers = (os.cpu_count() or 1) if config.workers == "auto" else config.workers
         if workers == 1:
             return _run_process(site, "all", lambda: _announce_ready())
@@ -131,55 +92,6 @@ def serve(path: Path) -> int:
         return 1
 
 
-def _prepare(path: Path, config: Config) -> Site:
-    """Everything that may need root: sockets, certificate, directories; then the privileges go."""
-    certificates = Certificates(config.tls)
-    adopted = adopted_sockets(os.environ)
-    sockets: dict[str, list[socket.socket]] = {}
-    for name, (setting, addresses) in _services(config).items():
-        if name not in ("smtp", "lmtp") and addresses and not certificates.configured:
-            raise StartError(f"{setting} needs a certificate: set [tls] certificate and private_key")
-        # a socket that systemd holds stands in place of the addresses of its setting
-        sockets[name] = adopted.get(name) or [bind(address, setting) for address in addresses]
-    if certificates.configured:
-        certificates.context()
-        certificates.mx_context()
-    site = Site(path, config, certificates, sockets)
-    _raise_file_limit()
-    root = config.user != "none" and os.geteuid() == 0
-    owner = find_user(config.user) if root else None
-    for directory in (
-        site.data_dir,
-        site.data_dir / "spool",
-        site.data_dir / "queue",
-        site.runtime_dir,
-        Path(config.mail.root),
-    ):
-        _make_directory(directory, owner)
-    if root:
-        drop_privileges(config.user)
-    return site
-
-
-def _make_directory(directory: Path, owner: pwd.struct_passwd | None) -> None:
-    """Make what is missing, 0700, for the user the server becomes; what is there stays as it is."""
-    if directory.is_dir():
-        return
-    try:
-        directory.mkdir(mode=0o700, parents=True)
-        if owner is not None:
-            os.chown(directory, owner.pw_uid, owner.pw_gid)
-    except OSError as e:
-        raise StartError(f"can't make the directory {directory}: {e.strerror}") from None
-
-
-def _raise_file_limit() -> None:
-    """As many open files as the system lets us have: a session is one, a watched mailbox some."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def _announce_ready() -> None:
     print("ready", flush=True)
     notify.ready()
@@ -192,7 +104,7 @@ def _run_process(site: Site, role: str, ready: Callable[[], None]) -> int:
     try:
         with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
             return runner.run(Process(site, role).run(ready))
-    except (AccountsError, StartError) as e:
+    except (AccountsError, ControlError, StartError) as e:
         log.get("app").error("start_failed", reason=str(e))
         return 1
     finally:

@@ -45,6 +45,7 @@ TABLE = {
     "admin": f"{LEAVES} mail net resolver mailauth accounts ms sieve junk queue reports certs",
     "web": f"{LEAVES} mail net accounts admin certs",
     "supervisor": f"{LEAVES} net",
+    "startup": f"{LEAVES} net",
     "cli": f"{LEAVES} admin app supervisor",
 }
 # The composition root, and the throw-away appliance that stands beside it.

@@ -133,7 +133,7 @@ class Appliance:
                     return self
         finally:
             killer.cancel()
-        self.process.wait()
+        self.kill()
         raise AssertionError(f"pymx did not start:\n{self.log()[-4000:]}")
 
     def stop(self) -> int:

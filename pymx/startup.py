@@ -1,0 +1,104 @@
+"""What is made before the first process runs: sockets, certificate, directories; then the privileges go.
+
+Errors: `StartError`, `BindError`, `PemError`, `PrivilegeError`; their texts are for the person at the terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import resource
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pymx.config.model import Config
+from pymx.net.listener import adopted_sockets, bind
+from pymx.net.privileges import drop_privileges, find_user
+from pymx.net.tls import Certificates
+
+Sockets = Mapping[str, Sequence[socket.socket]]
+
+
+class StartError(Exception):
+    """The server can't start; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What all processes of a server have in common, made before the first of them starts."""
+
+    path: Path
+    config: Config
+    certificates: Certificates
+    sockets: Sockets
+
+    @property
+    def data_dir(self) -> Path:
+        return Path(self.config.data_dir)
+
+    @property
+    def runtime_dir(self) -> Path:
+        return Path(self.config.runtime_dir or Path(self.config.control.socket).parent)
+
+
+def services(config: Config) -> dict[str, tuple[str, list[str]]]:
+    """Service name (as in systemd's FileDescriptorName) → (setting, addresses)."""
+    return {
+        "smtp": ("[smtp] listen", config.smtp.listen),
+        "submissions": ("[submission] listen_tls", config.submission.listen_tls),
+        "submission": ("[submission] listen_starttls", config.submission.listen_starttls),
+        "imaps": ("[imap] listen_tls", config.imap.listen_tls),
+        "imap": ("[imap] listen_starttls", config.imap.listen_starttls),
+        "lmtp": ("[lmtp] listen", config.lmtp.listen),
+    }
+
+
+def prepare(path: Path, config: Config) -> Site:
+    """Everything that may need root: sockets, certificate, directories; then the privileges go."""
+    certificates = Certificates(config.tls)
+    adopted = adopted_sockets(os.environ)
+    sockets: dict[str, list[socket.socket]] = {}
+    for name, (setting, addresses) in services(config).items():
+        if name not in ("smtp", "lmtp") and addresses and not certificates.configured:
+            raise StartError(f"{setting} needs a certificate: set [tls] certificate and private_key")
+        # a socket that systemd holds stands in place of the addresses of its setting
+        sockets[name] = adopted.get(name) or [bind(address, setting) for address in addresses]
+    if certificates.configured:
+        certificates.context()
+        certificates.mx_context()
+    site = Site(path, config, certificates, sockets)
+    _raise_file_limit()
+    root = config.user != "none" and os.geteuid() == 0
+    owner = find_user(config.user) if root else None
+    for directory in (
+        site.data_dir,
+        site.data_dir / "spool",
+        site.data_dir / "queue",
+        site.runtime_dir,
+        Path(config.mail.root),
+    ):
+        _make_directory(directory, owner)
+    if root:
+        drop_privileges(config.user)
+    return site
+
+
+def _make_directory(directory: Path, owner: pwd.struct_passwd | None) -> None:
+    """Make what is missing, 0700, for the user the server becomes; what is there stays as it is."""
+    if directory.is_dir():
+        return
+    try:
+        directory.mkdir(mode=0o700, parents=True)
+        if owner is not None:
+            os.chown(directory, owner.pw_uid, owner.pw_gid)
+    except OSError as e:
+        raise StartError(f"can't make the directory {directory}: {e.strerror}") from None
+
+
+def _raise_file_limit() -> None:
+    """As many open files as the system lets us have: a session is one, a watched mailbox some."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
