@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import hashlib
 import imaplib
 import io
 import ipaddress
@@ -21,6 +22,7 @@ import smtplib
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from email.message import EmailMessage
 from pathlib import Path
@@ -61,8 +63,11 @@ listen_starttls = ["127.0.0.1:2587"]
 [imap]
 listen_tls = ["127.0.0.1:2993"]
 [control]
-socket = "{var}/run/control.sock"
+socket = "{run}/control.sock"
 """
+
+# A Unix socket's path has at most 107 octets; the other sockets beside this one have longer names.
+_LONGEST_RUN_DIRECTORY = 70
 
 
 class DemoError(Exception):
@@ -111,10 +116,14 @@ def _pymxctl(config: Path, *arguments: str, stdin: str = "") -> None:
 
 def set_up(var: Path, workers: int) -> tuple[Path, dict[str, str]]:
     """The appliance's files under `var`; what is there stays. Returns (config file, password by user)."""
-    config = var / "pymx.toml"
-    for directory in (var, var / "data", var / "vmail", var / "run"):
+    config, run_directory = var / "pymx.toml", var / "run"
+    if len(os.fsencode(run_directory)) > _LONGEST_RUN_DIRECTORY:
+        short = hashlib.sha256(os.fsencode(var)).hexdigest()[:12]
+        run_directory = Path(tempfile.gettempdir()) / f"pymx-{os.getuid()}-{short}"
+    for directory in (var, var / "data", var / "vmail"):
         directory.mkdir(parents=True, exist_ok=True)
-    config.write_text(CONFIG.format(var=var, workers=workers))
+    run_directory.mkdir(mode=0o700, exist_ok=True)
+    config.write_text(CONFIG.format(var=var, run=run_directory, workers=workers))
     if not (var / "tls" / "cert.pem").exists():
         make_certificate(var / "tls", ("mx.example.test", "localhost"), "127.0.0.1")
     known = var / "users.txt"
