@@ -9,6 +9,8 @@ _LOGGED_IN = (
     " COMPRESS=DEFLATE"
 )
 
+_SORTING = "SORT SORT=DISPLAY ESORT THREAD=ORDEREDSUBJECT THREAD=REFERENCES THREAD=REFS"
+
 
 def before_login(*, starttls: bool, login_allowed: bool) -> bytes:
     """`starttls`: it can be begun now; without `login_allowed` LOGIN is refused (RFC 3501 s. 6.2.3)."""
@@ -20,4 +22,4 @@ def before_login(*, starttls: bool, login_allowed: bool) -> bytes:
 
 
 def after_login(append_limit: int) -> bytes:
-    return f"{_ALWAYS} {_LOGGED_IN} APPENDLIMIT={append_limit}".encode()
+    return f"{_ALWAYS} {_LOGGED_IN} {_SORTING} APPENDLIMIT={append_limit}".encode()

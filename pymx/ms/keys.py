@@ -8,6 +8,7 @@ row means that the header must be asked. Rows go with their messages.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from pymx.ms.index import Connection
 
@@ -60,6 +61,32 @@ def missing(db: Connection, low: int, uids: Sequence[int]) -> list[int]:
         }
         found += [uid for uid in part if uid not in there]
     return found
+
+
+def incomplete(db: Connection, low: int, uids: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Those of `uids` (ascending) that have no row yet, and those that have no INTERNALDATE."""
+    lacks = "(k.id IS NULL OR m.internaldate IS NULL)"
+    found = select(db, low, uids, "k.id IS NULL, m.internaldate IS NULL", lacks)
+    return [uid for uid, unmade, _ in found if unmade], [uid for uid, _, undated in found if undated]
+
+
+def select(db: Connection, low: int, uids: Sequence[int], columns: str, condition: str = "1") -> list[tuple[Any, ...]]:
+    """(uid, *columns) of `uids` (ascending), of `message` m and `keys` k; what is not in the mailbox is absent."""
+    if not uids:
+        return []
+    statement = f"SELECT m.id & 4294967295, {columns} FROM message m LEFT JOIN keys k ON k.id = m.id WHERE {condition}"  # noqa: S608
+    first, last = uids[0], uids[-1]
+    if last - first < 4 * len(uids):
+        found = db.execute(statement + " AND m.id BETWEEN ? AND ? ORDER BY m.id", (low | first, low | last)).fetchall()
+        if found and last - first + 1 != len(uids):
+            wanted = set(uids)
+            found = [row for row in found if row[0] in wanted]
+        return found
+    out: list[tuple[Any, ...]] = []
+    for start in range(0, len(uids), _BY_VALUE):
+        ids = [low | uid for uid in uids[start : start + _BY_VALUE]]
+        out += db.execute(f"{statement} AND m.id IN ({','.join('?' * len(ids))}) ORDER BY m.id", ids).fetchall()
+    return out
 
 
 def in_portions(uids: Sequence[int]) -> Iterable[Sequence[int]]:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pymx.mail.search import Criterion
-from pymx.ms import copying, delivering, flagging, letters, names, reading, removing, rows, searching, view
+from pymx.mail.threads import Forest
+from pymx.ms import copying, delivering, flagging, letters, names, reading, removing, rows, searching, sorting, view
 from pymx.ms.account import Account
 from pymx.ms.box import Box
 from pymx.ms.errors import NoSuchMailbox, ReadOnly
@@ -297,6 +298,17 @@ class Mailbox:
 
     def _is_stopped(self) -> bool:
         return self._stopped
+    async def sort(self, uids: Sequence[int], order: Sequence[tuple[str, bool]]) -> list[int]:
+        """`uids` (ascending) in the order of (criterion of `sorting.ORDERS`, reverse)."""
+        work = functools.partial(sorting.sort, self._box, self._low, uids, order, self._store.render, self._is_stopped)
+        return await self._run(lambda _: work(), bulk=True)
+
+    async def threads(self, uids: Sequence[int], algorithm: str) -> Forest:
+        """`uids` (ascending) as threads: ORDEREDSUBJECT, REFERENCES or REFS."""
+        render = self._store.render
+        work = functools.partial(sorting.thread, self._box, self._low, uids, algorithm, render, self._is_stopped)
+        return await self._run(lambda _: work(), bulk=True)
+
 
     # Changing
 

@@ -26,11 +26,11 @@ async def search(client: Client, arguments: Search) -> bytes:
         client.enable_condstore()
     uids = await mailbox.search(keys)
     if arguments.saves:
-        client.saved = _decisive(uids, arguments)
+        client.saved = decisive(uids, arguments)
     found = uids if arguments.by_uid else [bisect_left(view, uid) + 1 for uid in uids]
     modseq = 0
     if arguments.modseq and uids:
-        modseq = await _highest(mailbox, _decisive(uids, arguments))
+        modseq = await highest_modseq(mailbox, decisive(uids, arguments))
     if arguments.returns is None:
         text = str(found)[1:-1].replace(",", "").encode()
         client.write(b"* SEARCH%b%b%b\r\n" % (b" " if text else b"", text, b" (MODSEQ %d)" % modseq if modseq else b""))
@@ -40,7 +40,7 @@ async def search(client: Client, arguments: Search) -> bytes:
     return b"OK Search completed."
 
 
-def _decisive(uids: Sequence[int], arguments: Search) -> Sequence[int]:
+def decisive(uids: Sequence[int], arguments: Search) -> Sequence[int]:
     """The messages that MODSEQ tells of and SAVE saves: MIN, MAX and PARTIAL alone mean just those.
 
     RFC 7162 s. 3.1.5, RFC 5182 s. 2.4, RFC 9394 s. 3.4.
@@ -56,7 +56,8 @@ def _decisive(uids: Sequence[int], arguments: Search) -> Sequence[int]:
     return sorted(chosen)
 
 
-async def _highest(mailbox: Mailbox, uids: Sequence[int]) -> int:
+async def highest_modseq(mailbox: Mailbox, uids: Sequence[int]) -> int:
+    """The highest modseq of `uids` (ascending)."""
     highest = 0
     async for rows in mailbox.rows(uids):
         highest = max(highest, max((row[1] for row in rows), default=0))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pymx.mail import flags, search
 from pymx.mail.search import Criterion
 from pymx.proto.imap.dates import parse_date
-from pymx.proto.imap.errors import Bad
+from pymx.proto.imap.errors import Bad, No
 from pymx.proto.imap.lexer import MAX_63, Cursor
 from pymx.proto.imap.sequence import SequenceSet
 
@@ -284,6 +284,17 @@ def _parse(cursor: Cursor, *, by_uid: bool) -> Search:
     key = keys.several(0)
     cursor.end()
     return Search(by_uid, key, returns, keys.modseq, window)
+
+
+def search_keys(cursor: Cursor, charset: bytes) -> tuple[SearchKey, bool]:
+    """The keys up to the end of the command, and whether MODSEQ is among them. Raises No for an unknown charset."""
+    name = charset.decode("ascii", "replace").upper()
+    if name not in CHARSETS:
+        raise No("Unknown charset", code=f"BADCHARSET ({' '.join(CHARSETS)})")
+    keys = _Keys(cursor, CHARSETS[name])
+    key = keys.several(0)
+    cursor.end()
+    return key, keys.modseq
 
 
 def parse_search(cursor: Cursor) -> Search:
