@@ -165,7 +165,9 @@ def _insert(hold: Hold, rows: list[tuple[object, ...]], rendered: list[tuple[int
 def keep_rendered(db: Connection, rendered: Sequence[tuple[int, Rendered]]) -> None:
     """Write what was made of messages, by id."""
     db.executemany(
-        "REPLACE INTO rendered(id, envelope, bodystructure) VALUES(?, ?, ?)", [(at, *made[:2]) for at, made in rendered]
+        "INSERT INTO rendered(id, envelope, bodystructure) VALUES(?, ?, ?) ON CONFLICT(id)"
+        " DO UPDATE SET envelope=excluded.envelope, bodystructure=excluded.bodystructure",
+        [(at, *made[:2]) for at, made in rendered],
     )
     keys.keep(db, [(at, made[2]) for at, made in rendered])
 

@@ -117,7 +117,8 @@ def _place(
             )
         hold.db.executemany("INSERT INTO message VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         hold.db.executemany(
-            "INSERT OR REPLACE INTO rendered(id, envelope, bodystructure) SELECT ?, envelope, bodystructure"
+            "INSERT OR REPLACE INTO rendered(id, envelope, bodystructure, preview)"
+            " SELECT ?, envelope, bodystructure, preview"
             " FROM rendered WHERE id=?",
             [(made[0], source_low | message[0]) for made, message in zip(rows, found, strict=True)],
         )

@@ -250,6 +250,12 @@ class Mailbox:
 
         return await self._run(find, bulk=len(uids) > _BULK_MESSAGES)
 
+    async def previews(self, uids: Sequence[int], *, lazy: bool) -> dict[int, bytes | None]:
+        """PREVIEWs (RFC 8970) by UID, made where they are missing; with `lazy` None for those."""
+        return await self._run(
+            lambda _: reading.previews(self._box, self._low, uids, lazy=lazy), bulk=len(uids) > _BULK_MESSAGES
+        )
+
     async def modified_since(self, uids: Sequence[int], since: int) -> list[int]:
         """Those of `uids` (ascending) that changed after the modseq `since`."""
 
@@ -357,7 +363,15 @@ class Mailbox:
 
     async def copy(self, uids: Sequence[int], target: str) -> Copied:
         """COPY to another mailbox of this account."""
-        return await self._run(lambda account: self._copy(account, uids, target), bulk=len(uids) > _BULK_MESSAGES)
+
+        def copy(account: Account) -> Copied:
+            if self.owner.quota_octets:
+                with self._box.home.index.read() as db:
+                    octets = sum(row[4] for row in rows.select(db, self._low, uids))
+                self._store.check_room(account, self.owner, octets)
+            return self._copy(account, uids, target)
+
+        return await self._run(copy, bulk=len(uids) > _BULK_MESSAGES)
 
     def _copy(self, account: Account, uids: Sequence[int], target: str) -> Copied:
         box = account.box(self._store.levels(target))

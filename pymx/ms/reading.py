@@ -10,11 +10,12 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
+from pymx.mail.preview import MAX_OCTETS, preview
 from pymx.ms import keys
 from pymx.ms.arrive import Render, keep_rendered
 from pymx.ms.box import Box, Hold
 from pymx.ms.measure import to_wire
-from pymx.ms.rows import MessageRow, name_of, select, select_rendered
+from pymx.ms.rows import MessageRow, name_of, select, select_previews, select_rendered
 
 MAX_HEADER_OCTETS = 1_048_576
 _END_OF_HEADER = re.compile(rb"\n\r?\n")
@@ -119,6 +120,30 @@ def read_small(box: Box, low: int, uids: Sequence[int], limit: int) -> dict[int,
         finally:
             os.close(fd)
     return out
+
+
+def previews(box: Box, low: int, uids: Sequence[int], *, lazy: bool) -> dict[int, bytes | None]:
+    """Previews as UTF-8; those that are missing are made from the file and kept, or are None with `lazy`."""
+    with box.home.index.read() as db:
+        found: dict[int, bytes | None] = dict(select_previews(db, low, uids))
+    if lazy:
+        return found
+    made = []
+    for uid in [uid for uid, known in found.items() if known is None]:
+        fd = open_message(box, uid)
+        if fd is None:
+            continue
+        with open(fd, "rb") as file:
+            text = preview(to_wire(file.read(MAX_OCTETS))).encode()
+        made.append((low | uid, text))
+        found[uid] = text
+    if made:
+        with box.home.index.write() as db:
+            db.executemany(
+                "INSERT INTO rendered(id, preview) VALUES(?, ?) ON CONFLICT(id) DO UPDATE SET preview=excluded.preview",
+                made,
+            )
+    return found
 
 
 def rows(box: Box, low: int, uids: Sequence[int], rendered: bool, render: Render | None) -> list[MessageRow]:

@@ -95,6 +95,20 @@ def modified_since(db: Connection, low: int, uids: Sequence[int], since: int) ->
     return [uid for uid in found if uid in wanted]
 
 
+def select_previews(db: Connection, low: int, uids: Sequence[int]) -> list[tuple[int, bytes | None]]:
+    """UIDs of the messages that are there, with the previews known of them."""
+    out: list[tuple[int, bytes | None]] = []
+    for start in range(0, len(uids), _BY_VALUE):
+        ids = [low | uid for uid in uids[start : start + _BY_VALUE]]
+        places = ",".join("?" * len(ids))
+        out += db.execute(
+            "SELECT m.id & 4294967295, preview FROM message m LEFT JOIN rendered r ON r.id = m.id"  # noqa: S608
+            f" WHERE m.id IN ({places})",
+            ids,
+        ).fetchall()
+    return out
+
+
 def guids(db: Connection, low: int, uids: Sequence[int]) -> list[tuple[int, str]]:
     """UIDs with the messages' GUIDs: the one in the uidlist line, else the base of the file name."""
     found = select(db, low, uids, columns="id & 4294967295, guid, name")

@@ -30,7 +30,7 @@ from pymx.ms.folders import Folder
 from pymx.ms.hints import Hints
 from pymx.ms.index import NAME as INDEX_NAME
 from pymx.ms.layout import INBOX, Layout, is_mailbox
-from pymx.ms.mailbox import Mailbox
+from pymx.ms.mailbox import Mailbox, mailbox_id
 from pymx.ms.owner import Owner
 from pymx.ms.threads import Threads
 from pymx.ms.watch import Watch
@@ -91,6 +91,8 @@ class Status:
     highestmodseq: int
     octets: int
     deleted: int
+    deleted_octets: int = 0
+    mailbox_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +315,7 @@ class Store:
     def _deliver(
         self, account: Account, delivery: Delivery, shared: arrive.Prepared | None, keep: bool = False
     ) -> tuple[Delivered, arrive.Prepared | None]:
-        self._check_quota(account, delivery.owner, delivery.content.size_octets)
+        self.check_room(account, delivery.owner, delivery.content.size_octets)
         box = self._target(account, delivery)
         try:
             placed = delivering.deliver(box, delivery.content, delivery.flags, self.render, shared=shared, keep=keep)
@@ -339,14 +341,15 @@ class Store:
 
     # Quota
 
-    def _check_quota(self, account: Account, owner: Owner, octets: int) -> None:
+    def check_room(self, account: Account, owner: Owner, octets: int) -> None:
+        """OverQuota if `octets` more would be too much; in a thread."""
         if owner.quota_octets and account.usage()[0] + octets > owner.quota_octets:
             raise OverQuota("Mailbox is over quota")
 
     async def check_quota(self, owner: Owner, octets: int) -> None:
         """OverQuota if `octets` more would be too much."""
         if owner.quota_octets:
-            await self.run(owner, lambda account: self._check_quota(account, owner, octets))
+            await self.run(owner, lambda account: self.check_room(account, owner, octets))
 
     async def usage(self, owner: Owner) -> Usage:
         return Usage(*await self.run(owner, lambda account: account.usage()))
@@ -392,6 +395,12 @@ class Store:
                 recent = db.execute(
                     "SELECT count(*) FROM message WHERE id BETWEEN ? AND ?", (row.low | row.first_recent, row.high)
                 ).fetchone()[0]
+                freed = 0
+                if row.deleted:
+                    freed = db.execute(
+                        "SELECT coalesce(sum(octets), 0) FROM message WHERE id BETWEEN ? AND ? AND flags & 8",
+                        (row.low, row.high),
+                    ).fetchone()[0]
             return Status(
                 row.messages,
                 row.unseen,
@@ -401,6 +410,8 @@ class Store:
                 row.highestmodseq,
                 row.octets,
                 row.deleted,
+                freed,
+                mailbox_id(row.guid),
             )
 
         return await self.run(owner, status)
@@ -457,7 +468,7 @@ class Store:
 
         def append(account: Account) -> Appended:
             box = account.box(levels)
-            self._check_quota(account, owner, sum(item.content.size_octets for item in items))
+            self.check_room(account, owner, sum(item.content.size_octets for item in items))
             messages = [(i.content, i.flags, i.keywords, i.internaldate) for i in items]
             return Appended(*appending.append(box, messages, self.render))
 

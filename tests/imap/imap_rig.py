@@ -37,6 +37,7 @@ class Accounts:
         default_factory=lambda: {"alice@example.test": "secret", "bob@example.test": "hidden"}
     )
     down: bool = False
+    quota_octets: int = 0
 
     async def login(self, login: str, password: str, *, peer_ip: str) -> Account:
         if self.down:
@@ -44,7 +45,7 @@ class Accounts:
         if self.passwords.get(login) != password:
             raise AuthenticationFailed("wrong")
         local, _, domain = login.partition("@")
-        return Account(1, login, domain, local, 0)
+        return Account(1, login, domain, local, self.quota_octets)
 
 
 @dataclass

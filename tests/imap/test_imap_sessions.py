@@ -114,7 +114,7 @@ async def test_bad_commands_now_and_then_do_not_end_a_session(tmp_path: Path, tl
     async with running(tmp_path, tls_files, imap=Imap(max_errors=3)) as rig:
         client = await rig.select()
         for _ in range(5):
-            assert (await client.ask("GETQUOTAROOT INBOX"))[-1].startswith(b"BAD")
+            assert (await client.ask("XFROB INBOX"))[-1].startswith(b"BAD")
             await client.ok("NOOP")
         await client.close()
 

@@ -22,6 +22,7 @@ from pymx.imapd.commands import (
     idle,
     list,
     login,
+    quota,
     search,
     select,
     session,
@@ -39,6 +40,7 @@ from pymx.proto.imap.commands import folder as folder_syntax
 from pymx.proto.imap.commands import identity as identity_syntax
 from pymx.proto.imap.commands import list as list_syntax
 from pymx.proto.imap.commands import login as login_syntax
+from pymx.proto.imap.commands import quota as quota_syntax
 from pymx.proto.imap.commands import search as search_syntax
 from pymx.proto.imap.commands import select as select_syntax
 from pymx.proto.imap.commands import status as status_syntax
@@ -110,6 +112,8 @@ TABLE: Mapping[bytes, Command] = {
     b"LIST": _row(list_syntax.parse_list, list.list_mailboxes, _AFTER, Changes.ALL),
     b"LSUB": _row(list_syntax.parse_lsub, list.lsub, _AFTER, Changes.ALL),
     b"STATUS": _row(status_syntax.parse_status, status.status, _AFTER, Changes.ALL),
+    b"GETQUOTA": _row(quota_syntax.parse_getquota, quota.getquota, _AFTER, Changes.ALL),
+    b"GETQUOTAROOT": _row(folder_syntax.parse_mailbox, quota.getquotaroot, _AFTER, Changes.ALL),
     b"APPEND": _row(append_syntax.parse_append, append.append, _AFTER, Changes.ALL),
     b"IDLE": _row(parse_nothing, idle.idle, _AFTER),
     # in a mailbox

@@ -33,7 +33,7 @@ _Messages = AsyncGenerator[tuple[int, StoredMessage | None], None]
 class _Plan:
     """The items of one command, sorted by what they need."""
 
-    __slots__ = ("bodies", "header_only", "rendered", "row_items", "sets_seen", "structure")
+    __slots__ = ("bodies", "header_only", "ids", "previews", "rendered", "row_items", "sets_seen", "structure")
 
     def __init__(self, client: Client, arguments: Fetch) -> None:
         items = arguments.items
@@ -41,6 +41,8 @@ class _Plan:
         self.bodies = [item for item in items if isinstance(item, BodyItem)]
         self.structure = "BODY" in items
         self.rendered = "ENVELOPE" in items or "BODYSTRUCTURE" in items
+        self.ids = "EMAILID" in items
+        self.previews = [item for item in ("PREVIEW", "PREVIEW (LAZY)") if item in items]
         self.sets_seen = not client.selected.read_only and any(not body.peek for body in self.bodies)
         self.header_only = not self.structure and all(
             not body.section.path and body.section.text.startswith("HEADER") for body in self.bodies
@@ -72,6 +74,8 @@ async def fetch(client: Client, arguments: Fetch) -> bytes:
     form = RowFormat(plan.row_items, mailbox.keywords, mailbox.first_recent, tail=tail)
     async for rows in mailbox.rows(uids, rendered=plan.rendered):
         seen += len(rows)
+        if plan.ids or plan.previews:
+            rows = await _extended(client, plan, rows)
         if plan.needs_message:
             await _with_messages(client, plan, form, rows)
         else:
@@ -80,6 +84,18 @@ async def fetch(client: Client, arguments: Fetch) -> bytes:
     if seen < len(uids) and since is None and not arguments.by_uid:
         return b"NO [EXPUNGEISSUED] Some of the messages are gone."  # RFC 5530
     return b"OK Fetch completed."
+
+
+async def _extended(client: Client, plan: _Plan, rows: Sequence[Row]) -> list[Row]:
+    """Rows with EMAILID and PREVIEW behind them; without those whose message is gone since."""
+    uids = [row[0] for row in rows]
+    ids = await client.selected.email_ids(uids) if plan.ids else {}
+    previews = await client.selected.previews(uids, lazy="PREVIEW" not in plan.previews) if plan.previews else {}
+    return [
+        (*row, *(None,) * (9 - len(row)), ids.get(row[0], "").encode(), previews.get(row[0]))
+        for row in rows
+        if not plan.ids or row[0] in ids
+    ]
 
 
 async def _write_vanished(client: Client, arguments: Fetch, since: int) -> None:

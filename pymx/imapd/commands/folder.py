@@ -11,8 +11,11 @@ from pymx.proto.imap.errors import No
 async def create(client: Client, arguments: MailboxName) -> bytes:
     # s. 6.3.3: a separator at the end says that children will come; the name is without it
     name = arguments.mailbox.removesuffix(client.namespace.separator)
-    await client.server.store.create(client.account, client.namespace.to_store(name, create=True))
-    return b"OK Create completed."
+    store = client.server.store
+    there = client.namespace.to_store(name, create=True)
+    await store.create(client.account, there)
+    made = await store.status(client.account, there)
+    return b"OK [MAILBOXID (%b)] Create completed." % made.mailbox_id.encode()  # RFC 8474 s. 4.1
 
 
 async def delete(client: Client, arguments: MailboxName) -> bytes:

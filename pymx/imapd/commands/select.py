@@ -35,7 +35,8 @@ async def select(client: Client, arguments: Select) -> bytes:
         client.write(b"* OK [UNSEEN %d] First unseen.\r\n" % (at + 1))
     client.write(
         b"* OK [UIDVALIDITY %d] UIDs valid.\r\n* OK [UIDNEXT %d] Predicted next UID.\r\n"
-        b"* OK [HIGHESTMODSEQ %d] Highest.\r\n" % (mailbox.uidvalidity, mailbox.uidnext, mailbox.highestmodseq)
+        b"* OK [HIGHESTMODSEQ %d] Highest.\r\n* OK [MAILBOXID (%b)] Mailbox id.\r\n"
+        % (mailbox.uidvalidity, mailbox.uidnext, mailbox.highestmodseq, mailbox.mailbox_id.encode())
     )
     if arguments.qresync is not None and arguments.qresync.uidvalidity == mailbox.uidvalidity:
         await _resynchronize(client, mailbox, arguments.qresync)

@@ -26,6 +26,9 @@ async def write_status(client: Client, name: str, items: Sequence[str]) -> None:
         "UNSEEN": found.unseen,
         "HIGHESTMODSEQ": found.highestmodseq,
         "SIZE": found.octets,
+        "DELETED": found.deleted,
+        "DELETED-STORAGE": found.deleted_octets,
+        "MAILBOXID": f"({found.mailbox_id})",
         "APPENDLIMIT": client.server.mail.max_message_octets,
     }
     text = " ".join(f"{item} {values[item]}" for item in items)

@@ -1,23 +1,25 @@
 """FETCH responses from rows of the store, compiled once per command.
 
-A row is `(uid, modseq, flags, keywords, octets, internaldate, savedate[, envelope, bodystructure])`. Every item becomes
-a column that `zip` and one `%` format put together, so that a flag listing costs a fraction of a microsecond per
-message: everything per row happens in C but for the format itself.
+A row is `(uid, modseq, flags, keywords, octets, internaldate, savedate, envelope, bodystructure, emailid, preview)`: the
+first seven always, of the rest as much as the items need. Every item becomes a column that `zip` and one `%` format put
+together, so that a flag listing costs a fraction of a microsecond per message: everything per row happens in C but for
+the format itself.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from operator import itemgetter
 from typing import Any
 
 from pymx.proto.imap.dates import internaldate
-from pymx.proto.imap.response import flag_list
+from pymx.proto.imap.response import flag_list, nstring
 
 Row = tuple[Any, ...]
 
-UID, MODSEQ, FLAGS, KEYWORDS, OCTETS, INTERNALDATE, SAVEDATE, ENVELOPE, BODYSTRUCTURE = range(9)
+UID, MODSEQ, FLAGS, KEYWORDS, OCTETS, INTERNALDATE, SAVEDATE, ENVELOPE, BODYSTRUCTURE, EMAILID, PREVIEW = range(11)
 NO_RECENT = 0xFFFF_FFFF
 
 _flags_and_keywords = itemgetter(FLAGS, KEYWORDS)
@@ -38,6 +40,10 @@ class FlagTexts(dict[tuple[int, int], bytes]):
         return text
 
 
+def _date_or_nil(unix_s: int | None) -> bytes:
+    return b"NIL" if unix_s is None else internaldate(unix_s)
+
+
 Column = Callable[[Sequence[Row]], Iterable[object]]
 
 _COLUMNS: dict[str, tuple[bytes, Column]] = {
@@ -47,6 +53,11 @@ _COLUMNS: dict[str, tuple[bytes, Column]] = {
     "INTERNALDATE": (b"INTERNALDATE %b", lambda rows: map(internaldate, map(itemgetter(INTERNALDATE), rows))),
     "ENVELOPE": (b"ENVELOPE %b", lambda rows: map(itemgetter(ENVELOPE), rows)),
     "BODYSTRUCTURE": (b"BODYSTRUCTURE %b", lambda rows: map(itemgetter(BODYSTRUCTURE), rows)),
+    "SAVEDATE": (b"SAVEDATE %b", lambda rows: map(_date_or_nil, map(itemgetter(SAVEDATE), rows))),
+    "EMAILID": (b"EMAILID (%b)", lambda rows: map(itemgetter(EMAILID), rows)),
+    "THREADID": (b"THREADID %b", lambda rows: repeat(b"NIL", len(rows))),  # RFC 8474 s. 5.3: there are none
+    "PREVIEW": (b"PREVIEW %b", lambda rows: map(nstring, map(itemgetter(PREVIEW), rows))),
+    "PREVIEW (LAZY)": (b"PREVIEW %b", lambda rows: map(nstring, map(itemgetter(PREVIEW), rows))),
 }
 
 

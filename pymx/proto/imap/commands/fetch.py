@@ -15,8 +15,11 @@ from pymx.proto.imap.sequence import SequenceSet
 MAX_ITEMS = 200
 MAX_FIELDS = 500  # names in HEADER.FIELDS
 
-# What needs nothing but a row of the store; MODSEQ too.
-ROW_ITEMS = frozenset({"UID", "FLAGS", "INTERNALDATE", "RFC822.SIZE", "ENVELOPE", "BODYSTRUCTURE", "MODSEQ"})
+# What needs nothing but a row of the store: also MODSEQ, SAVEDATE (RFC 8514), ids (RFC 8474) and PREVIEW (RFC 8970).
+ROW_ITEMS = frozenset(
+    {"UID", "FLAGS", "INTERNALDATE", "RFC822.SIZE", "ENVELOPE", "BODYSTRUCTURE", "MODSEQ"}
+    | {"SAVEDATE", "EMAILID", "THREADID", "PREVIEW"}
+)
 _MACROS: dict[str, tuple[str, ...]] = {
     "ALL": ("FLAGS", "INTERNALDATE", "RFC822.SIZE", "ENVELOPE"),
     "FAST": ("FLAGS", "INTERNALDATE", "RFC822.SIZE"),
@@ -115,6 +118,8 @@ def _item(cursor: Cursor) -> FetchItem:
     name = cursor.item()
     if name in ("BODY", "BODY.PEEK") and cursor.skip(b"["):
         return _body(cursor, peek=name == "BODY.PEEK")
+    if name == "PREVIEW" and cursor.skip(b" (LAZY)"):
+        return "PREVIEW (LAZY)"
     if name in ROW_ITEMS or name == "BODY":
         return name
     if name in _RFC822:
@@ -175,6 +180,8 @@ def _parse(cursor: Cursor, *, by_uid: bool) -> Fetch:
     items = _items(cursor)
     changed_since, vanished, window = _modifiers(cursor, by_uid=by_uid)
     cursor.end()
+    if "PREVIEW" in items and "PREVIEW (LAZY)" in items:
+        items = tuple(item for item in items if item != "PREVIEW (LAZY)")
     if by_uid and "UID" not in items:
         items = ("UID", *items)  # s. 6.4.8: the UID is in every response to UID FETCH
     if changed_since is not None and "MODSEQ" not in items:

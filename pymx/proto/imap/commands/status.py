@@ -1,4 +1,7 @@
-"""STATUS (RFC 3501 s. 6.3.10) with SIZE (RFC 8438), HIGHESTMODSEQ (RFC 7162) and APPENDLIMIT (RFC 7889)."""
+"""STATUS (RFC 3501 s. 6.3.10) with SIZE (RFC 8438), HIGHESTMODSEQ (RFC 7162), APPENDLIMIT (RFC 7889) and more.
+
+DELETED and DELETED-STORAGE: RFC 9208 s. 4.1.4; MAILBOXID: RFC 8474 s. 4.3.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from pymx.proto.imap.errors import Bad
 from pymx.proto.imap.lexer import Cursor
 from pymx.proto.imap.mailbox import mailbox
 
-ITEMS = frozenset({"MESSAGES", "RECENT", "UIDNEXT", "UIDVALIDITY", "UNSEEN", "SIZE", "HIGHESTMODSEQ", "APPENDLIMIT"})
+ITEMS = frozenset(
+    {"MESSAGES", "RECENT", "UIDNEXT", "UIDVALIDITY", "UNSEEN", "SIZE", "HIGHESTMODSEQ", "APPENDLIMIT"}
+    | {"DELETED", "DELETED-STORAGE", "MAILBOXID"}
+)
 
 
 @dataclass(frozen=True, slots=True)

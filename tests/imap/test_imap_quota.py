@@ -1,0 +1,57 @@
+"""QUOTA (RFC 9208)."""
+
+from __future__ import annotations
+
+from imap_rig import Rig
+
+MESSAGE = b"From: a@example.test\r\nSubject: hello\r\n\r\n" + b"x" * 998 + b"\r\n"
+_LIMIT = 10 * 1024
+
+
+async def test_usage_and_limit_are_told_in_units_of_1024_octets(rig: Rig) -> None:
+    """RFC 9208 s. 4.2, 5.1; usage is rounded up."""
+    rig.accounts.quota_octets = _LIMIT
+    client = await rig.login()
+    await client.append(MESSAGE)
+    assert await client.ok("GETQUOTAROOT inbox") == [
+        b'* QUOTAROOT INBOX ""',
+        b'* QUOTA "" (STORAGE 2 10)',
+        b"OK Getquotaroot completed.",
+    ]
+    assert await client.ok('GETQUOTA ""') == [b'* QUOTA "" (STORAGE 2 10)', b"OK Getquota completed."]
+    assert (await client.ask("GETQUOTA other"))[-1].startswith(b"NO [NONEXISTENT]")
+    assert (await client.ask("GETQUOTAROOT Nowhere"))[-1].startswith(b"NO [NONEXISTENT]")
+    await client.close()
+
+
+async def test_account_without_a_limit_has_no_quota_root(rig: Rig) -> None:
+    """RFC 9208 s. 4.2.2: a mailbox may have none."""
+    client = await rig.login()
+    assert await client.ok("GETQUOTAROOT INBOX") == [b"* QUOTAROOT INBOX", b"OK Getquotaroot completed."]
+    assert (await client.ask('GETQUOTA ""'))[-1].startswith(b"NO")
+    await client.close()
+
+
+async def test_append_and_copy_over_the_limit_are_refused_and_move_is_not(rig: Rig) -> None:
+    """RFC 9208 s. 4.3.1: NO [OVERQUOTA]; moving takes no room."""
+    rig.accounts.quota_octets = _LIMIT
+    client = await rig.select()
+    for _ in range(8):
+        await client.append(MESSAGE)
+    big = b"Subject: x\r\n\r\n" + b"x" * 4096
+    assert (await client.ask(b"APPEND INBOX {%d+}\r\n" % len(big) + big))[-1].startswith(b"NO [OVERQUOTA]")
+    assert (await client.ask("COPY 1:8 Archive"))[-1].startswith(b"NO [OVERQUOTA]")
+    await client.ok("COPY 1 Archive")
+    await client.ok("MOVE 1:8 Archive")
+    await client.close()
+
+
+async def test_status_tells_what_expunge_would_free(rig: Rig) -> None:
+    """RFC 9208 s. 4.1.4: DELETED and DELETED-STORAGE, in octets."""
+    client = await rig.select()
+    for _ in range(3):
+        await client.append(MESSAGE)
+    await client.ok("STORE 1,3 +FLAGS.SILENT (\\Deleted)")
+    lines = await client.ok("STATUS INBOX (DELETED DELETED-STORAGE)")
+    assert lines[0] == b"* STATUS INBOX (DELETED 2 DELETED-STORAGE %d)" % (2 * len(MESSAGE))
+    await client.close()
