@@ -42,7 +42,7 @@ TABLE = {
     "managesieved": f"{LEAVES} mail proto net accounts sieve",
     "reports": f"{LEAVES} mail resolver mailauth",
     "certs": f"{LEAVES} net",
-    "admin": f"{LEAVES} mail net resolver mailauth accounts ms sieve junk queue reports certs",
+    "admin": f"{LEAVES} mail proto net resolver mailauth accounts ms sieve junk queue reports certs",
     "web": f"{LEAVES} mail net accounts admin certs",
     "supervisor": f"{LEAVES} net",
     "startup": f"{LEAVES} net",

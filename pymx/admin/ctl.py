@@ -62,6 +62,8 @@ NOUNS: dict[str, Noun] = {
     "resolve": Noun("pymx.admin.resolve", "where does mail for an address go?"),
     "dkim": Noun("pymx.admin.dkim", "make and show the keys that sign outgoing mail"),
     "mailbox": Noun("pymx.admin.mailbox", "is a mailbox sound on disk? mend its index and Dovecot's files"),
+    "adopt": Noun("pymx.admin.adopt", "take over the mailboxes of a Dovecot; --check looks first", touches_data=False),
+    "release": Noun("pymx.admin.release", "give the mailboxes back to Dovecot", touches_data=False),
     "queue": Noun("pymx.admin.queue", "look after the messages waiting for delivery"),
     "status": Noun("pymx.admin.status", "what the running server says of itself", touches_data=False),
     "check-config": Noun("pymx.admin.check_config", "is the configuration sound?", touches_data=False),

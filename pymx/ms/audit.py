@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pymx.ms import auditfiles, auditindex, keywords, names, subscriptions, uidlist
 from pymx.ms.auditfiles import Problem
 from pymx.ms.box import Stamp
+from pymx.ms.dovecotplace import Place
 from pymx.ms.fault import Finding, some
 from pymx.ms.index import Connection, IndexBusy, IndexOutdated, IndexTrouble, open_read_only
 from pymx.ms.layout import Layout, Levels, is_mailbox, storage_name
@@ -46,9 +47,18 @@ class Audit:
     """Of one account. `index` None: only Dovecot's files are looked at."""
 
     def __init__(
-        self, root: bytes, layout: Layout, index: bytes | None, *, user: str, read_messages: bool = True
+        self,
+        root: bytes,
+        layout: Layout,
+        index: bytes | None,
+        *,
+        user: str,
+        read_messages: bool = True,
+        place: Place | None = None,
     ) -> None:
+        """`place`: where Dovecot has its files, if not all in `root`."""
         self.root = root
+        self._place = place or Place(root)
         self.layout = layout
         self.user = user
         self._index_path = index
@@ -95,7 +105,7 @@ class Audit:
     def _account(self) -> Iterator[Finding]:
         there = list(self.layout.mailboxes(self.root))
         try:
-            with open(os.path.join(self.root, subscriptions.NAME), "rb") as file:
+            with open(os.path.join(self._place.account_files, subscriptions.NAME), "rb") as file:
                 data = file.read()
             separator = "/" if self.layout.fs else "."
             for problem in auditfiles.subscriptions_problems(data, separator, there):
@@ -126,12 +136,14 @@ class Audit:
         found: uidlist.UidList | None = None
         with contextlib.suppress(uidlist.Damaged):
             found = uidlist.parse(snapshot.uidlist or b"")
-        for problem in self._problems(path, snapshot, found):
+        for problem in self._problems(path, self._place.control_of(path, levels, fs=self.layout.fs), snapshot, found):
             yield self._finding(name, problem)
         for problem in self._sizes(path, snapshot, found):
             yield self._finding(name, problem)
 
-    def _problems(self, path: bytes, snapshot: Snapshot, found: uidlist.UidList | None) -> Iterator[Problem]:
+    def _problems(
+        self, path: bytes, control: bytes, snapshot: Snapshot, found: uidlist.UidList | None
+    ) -> Iterator[Problem]:
         if snapshot.uidlist is not None:
             yield from auditfiles.uidlist_problems(snapshot.uidlist)
         elif snapshot.indexed is not None and snapshot.indexed.messages:
@@ -145,7 +157,7 @@ class Audit:
         yield from auditfiles.keywords_problems(snapshot.keywords, used)
         yield from auditfiles.listing_problems(path, snapshot.cur, snapshot.new)
         yield from auditfiles.tmp_problems(path)
-        yield from auditfiles.lock_problems(path)
+        yield from auditfiles.lock_problems(control)
         if snapshot.indexed is not None:
             listed = (snapshot.cur, snapshot.new)
             yield from auditindex.problems(snapshot.indexed, snapshot.stamp, listed, found, snapshot.keywords or b"")
@@ -161,20 +173,21 @@ class Audit:
     # Looking at one moment
 
     def _snapshot(self, levels: Levels, path: bytes) -> Snapshot:
+        control = self._place.control_of(path, levels, fs=self.layout.fs)
         for attempt in range(_TRIES):
             with contextlib.ExitStack() as stack:
                 if attempt == _TRIES - 1:
                     stack.enter_context(_shared_lock(path))
-                before = _stamp(path)
+                before = _stamp(path, control)
                 snapshot = Snapshot(
                     before,
                     _listing(os.path.join(path, b"cur")),
                     _listing(os.path.join(path, b"new")),
-                    _read(os.path.join(path, uidlist.NAME)),
-                    _read(os.path.join(path, keywords.NAME)),
+                    _read(os.path.join(control, uidlist.NAME)),
+                    _read(os.path.join(control, keywords.NAME)),
                     self._indexed(levels),
                 )
-                if attempt == _TRIES - 1 or before == _stamp(path):
+                if attempt == _TRIES - 1 or before == _stamp(path, control):
                     break
         return snapshot
 
@@ -236,14 +249,14 @@ def _packing(kind: str) -> str:
     return kind if kind == "encrypted" else f"compressed with {kind}"
 
 
-def _stamp(path: bytes) -> Stamp:
+def _stamp(path: bytes, control: bytes) -> Stamp:
     cur = os.stat(os.path.join(path, b"cur")).st_mtime_ns
     try:
         new = os.stat(os.path.join(path, b"new")).st_mtime_ns
     except FileNotFoundError:
         new = 0
     try:
-        found = os.stat(os.path.join(path, uidlist.NAME))
+        found = os.stat(os.path.join(control, uidlist.NAME))
     except FileNotFoundError:
         return (0, 0, 0, cur, new)
     return (found.st_ino, found.st_size, found.st_mtime_ns, cur, new)

@@ -82,11 +82,23 @@ namespace inbox {{
         environment = [f"HOME={maildir.parent}", "USER=alice", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
         return [*self._prefix, "env", "-i", *environment, *arguments]
 
+    def config_file(self, maildir: Path, *, extra: str = "") -> Path:
+        """The configuration of the commands on that account."""
+        return self._maildir_config(maildir, extra)
+
+    def command(self, maildir: Path, program: str) -> list[str]:
+        """How to run a program of Dovecot's as the user that this one runs as."""
+        return self._command(maildir, require(program, "dovecot-imapd"))
+
+    def imap_command(self, maildir: Path, *, extra: str = "") -> str:
+        """A shell command that speaks IMAP on its standard input and output, logged in to that account."""
+        command = self._command(maildir, self._imap, "-c", str(self._maildir_config(maildir, extra)))
+        return f"exec {shlex.join(command)} 2>>{shlex.quote(str(self.log))}"
+
     def imap(self, maildir: Path, *, extra: str = "") -> imaplib.IMAP4:
         """A client that is logged in to the account whose root is `maildir` (made if missing); `extra` is config."""
         maildir.mkdir(parents=True, exist_ok=True)
-        command = self._command(maildir, self._imap, "-c", str(self._maildir_config(maildir, extra)))
-        client = imaplib.IMAP4_stream(f"exec {shlex.join(command)} 2>>{shlex.quote(str(self.log))}")
+        client = imaplib.IMAP4_stream(self.imap_command(maildir, extra=extra))
         self._clients.append(client)
         return client
 
