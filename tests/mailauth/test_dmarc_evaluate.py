@@ -258,6 +258,7 @@ async def test_record_between_author_and_organization_counts() -> None:
         ("example.co.uk", "other.co.uk", False),
         ("a.github.io", "b.github.io", False),
         ("a.github.io", "x.a.github.io", True),
+        ("github.io", "a.github.io", False),
         ("xn--bcher-kva.example.com", "example.com", True),
         ("bücher.example.com", "example.com", True),
         ("a.example.test", "b.example.test", True),
@@ -266,8 +267,10 @@ async def test_record_between_author_and_organization_counts() -> None:
 async def test_public_suffixes_part_organizations(author: str, identifier: str, aligned: bool) -> None:
     """RFC 7489 s. 3.2, private suffixes too; a record at a suffix that declares nothing changes nothing."""
     own = author.encode("idna").decode()
-    names = published(co_uk="v=DMARC1; p=none", github_io="v=DMARC1; p=none")
+    names = published(co_uk="v=DMARC1; p=none")
     names.add(f"_dmarc.{own}", "TXT", REJECT)
+    if own != "github.io":
+        names.add("_dmarc.github.io", "TXT", "v=DMARC1; p=none")
     found = await evaluated(names, author, dkim=dkim(identifier))
     assert found.result == ("pass" if aligned else "fail")
     assert found.header_from == own
@@ -328,6 +331,7 @@ async def test_declared_organization_is_found_by_the_walk() -> None:
     names = published(co_uk="v=DMARC1; p=none; psd=y", example_com=REJECT, dept_example_com=REJECT + "; psd=n")
     assert (await walk(names, "a.b.example.co.uk", None)).organization == "example.co.uk"
     assert (await walk(names, "a.b.dept.example.com", None)).organization == "dept.example.com"
+    assert names.asked[-1] == ("_dmarc.dept.example.com", "TXT")
     assert (await walk(names, "a.b.other.com", None)).organization == "other.com"
     assert registrable_domain("com") == "com"
 

@@ -241,7 +241,7 @@ async def test_hostile_record_is_cheap(kind: str) -> None:
     names.add("1.2.0.192.in-addr.arpa", "PTR", *[f"p{i}.example" for i in range(300)])
     started = time.process_time()
     found = await asked(names, mail_from=Address("l" * 64, "example.com"))
-    assert time.process_time() - started < 0.3
+    assert time.process_time() - started < 0.1
     assert found.result in RESULTS
     assert len(names.asked) < 30
 
@@ -252,9 +252,9 @@ async def test_many_hostile_records_end_in_time() -> None:
     for i in range(10):
         names.add(f"i{i}.example", "TXT", "v=spf1 " + " ".join(f"y{j}=" + "%%." * 165 for j in range(8)))
     started = time.process_time()
-    found = await asked(names)
-    assert time.process_time() - started < 2
-    assert found.result in ("permerror", "neutral")
+    found = await check(names, ip="192.0.2.1", mail_from=ALICE, helo="x.example", limits=Limits(work_s=0.02))
+    assert time.process_time() - started < 1
+    assert (found.result, "work" in found.explanation) == ("permerror", True)
 
 
 async def test_long_record_is_a_permerror() -> None:
