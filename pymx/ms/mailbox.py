@@ -298,12 +298,6 @@ class Mailbox:
 
         return await self._run(find, bulk=True)
 
-    def stop(self) -> None:
-        """Nobody waits for a search or sort any more: those that run end soon, with what they have."""
-        self._stopped = True
-
-    def _is_stopped(self) -> bool:
-        return self._stopped
     async def sort(self, uids: Sequence[int], order: Sequence[tuple[str, bool]]) -> list[int]:
         """`uids` (ascending) in the order of (criterion of `sorting.ORDERS`, reverse)."""
         work = functools.partial(sorting.sort, self._box, self._low, uids, order, self._store.render, self._is_stopped)
@@ -315,6 +309,12 @@ class Mailbox:
         work = functools.partial(sorting.thread, self._box, self._low, uids, algorithm, render, self._is_stopped)
         return await self._run(lambda _: work(), bulk=True)
 
+    def stop(self) -> None:
+        """Nobody waits for a search or sort any more: those that run end soon, with what they have."""
+        self._stopped = True
+
+    def _is_stopped(self) -> bool:
+        return self._stopped
 
     # Changing
 

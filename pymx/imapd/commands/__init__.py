@@ -26,11 +26,11 @@ from pymx.imapd.commands import (
     search,
     select,
     session,
-    status,
     sort,
+    status,
     store,
-)
     thread,
+)
 from pymx.proto.imap.commands import append as append_syntax
 from pymx.proto.imap.commands import compress as compress_syntax
 from pymx.proto.imap.commands import copy as copy_syntax
@@ -43,12 +43,12 @@ from pymx.proto.imap.commands import login as login_syntax
 from pymx.proto.imap.commands import quota as quota_syntax
 from pymx.proto.imap.commands import search as search_syntax
 from pymx.proto.imap.commands import select as select_syntax
+from pymx.proto.imap.commands import sort as sort_syntax
 from pymx.proto.imap.commands import status as status_syntax
 from pymx.proto.imap.commands import store as store_syntax
-from pymx.proto.imap.commands import sort as sort_syntax
+from pymx.proto.imap.commands import thread as thread_syntax
 from pymx.proto.imap.commands.plain import parse_nothing
 from pymx.proto.imap.lexer import Cursor
-from pymx.proto.imap.commands import thread as thread_syntax
 
 Arguments = TypeVar("Arguments")
 
@@ -124,15 +124,15 @@ TABLE: Mapping[bytes, Command] = {
     b"UID EXPUNGE": _row(expunge_syntax.parse_uid_expunge, expunge.expunge, _SELECTED, Changes.ALL),
     b"SEARCH": _row(search_syntax.parse_search, search.search, _SELECTED, Changes.NO_EXPUNGE),
     b"UID SEARCH": _row(search_syntax.parse_uid_search, search.search, _SELECTED, Changes.ALL),
-    b"FETCH": _row(fetch_syntax.parse_fetch, fetch.fetch, _SELECTED, Changes.NO_EXPUNGE),
-    b"UID FETCH": _row(fetch_syntax.parse_uid_fetch, fetch.fetch, _SELECTED, Changes.ALL),
-    b"STORE": _row(store_syntax.parse_store, store.store, _SELECTED, Changes.NO_EXPUNGE),
-    b"UID STORE": _row(store_syntax.parse_uid_store, store.store, _SELECTED, Changes.ALL),
     # RFC 5256 s. 3: what is asked of SEARCH about EXPUNGE is asked of these too
     b"SORT": _row(sort_syntax.parse_sort, sort.sort, _SELECTED, Changes.NO_EXPUNGE),
     b"UID SORT": _row(sort_syntax.parse_uid_sort, sort.sort, _SELECTED, Changes.ALL),
     b"THREAD": _row(thread_syntax.parse_thread, thread.thread, _SELECTED, Changes.NO_EXPUNGE),
     b"UID THREAD": _row(thread_syntax.parse_uid_thread, thread.thread, _SELECTED, Changes.ALL),
+    b"FETCH": _row(fetch_syntax.parse_fetch, fetch.fetch, _SELECTED, Changes.NO_EXPUNGE),
+    b"UID FETCH": _row(fetch_syntax.parse_uid_fetch, fetch.fetch, _SELECTED, Changes.ALL),
+    b"STORE": _row(store_syntax.parse_store, store.store, _SELECTED, Changes.NO_EXPUNGE),
+    b"UID STORE": _row(store_syntax.parse_uid_store, store.store, _SELECTED, Changes.ALL),
     b"COPY": _row(copy_syntax.parse_copy, copy.copy, _SELECTED, Changes.ALL),
     b"UID COPY": _row(copy_syntax.parse_uid_copy, copy.copy, _SELECTED, Changes.ALL),
     b"MOVE": _row(copy_syntax.parse_copy, copy.move, _SELECTED, Changes.ALL),
