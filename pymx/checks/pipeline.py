@@ -36,6 +36,7 @@ _log = log.get("checks")
 # not keep those that come after from having their time.
 _SHARE_OF_NEEDED = 0.6
 _EARLY = (Stage.CONNECT, Stage.HELO, Stage.MAIL)
+_ALWAYS_OPEN = frozenset({"postmaster", "abuse"})
 _REFUSALS = {Level.DEFER: replies.TRY_LATER, Level.REJECT: replies.REJECTED_BY_POLICY}
 
 
@@ -130,6 +131,7 @@ class Inspection:
             await self._run(check, Stage.RCPT, until)
             verdict = self._verdicts[check.name]
             if verdict.level >= Level.DEFER:
+                del self._verdicts[check.name]  # it is about this recipient, not about the message
                 raise SmtpError(verdict.reply or _REFUSALS[verdict.level], f"{check.name}: {verdict.reason}")
 
     async def message(self, content: Content) -> Finding:
@@ -139,8 +141,9 @@ class Inspection:
         self.start((Stage.DATA,))
         if self._tasks:
             await asyncio.wait(self._tasks.values())
-        order = [check.name for check in self._pipeline.checks if check.name in self._verdicts]
-        judgement = merge([(name, self._verdicts[name]) for name in order], self._pipeline.junk_score)
+        if any(task.cancelled() for task in self._tasks.values()):
+            raise SmtpError(replies.TEMPORARY_FAILURE, "the server stops before all checks are done")
+        judgement = self._judgement()
         reply = None
         if judgement.level >= Level.DEFER:
             reply = judgement.reply or _REFUSALS[judgement.level]
@@ -151,6 +154,16 @@ class Inspection:
             content.with_head(self._head(content.head, judgement)),
             self.facts.iprev.name if self.facts.iprev and self.facts.iprev.result == "pass" else "",
         )
+
+    def _judgement(self) -> Judgement:
+        """The verdicts merged. Who writes to nobody but postmaster@ or abuse@ may be asking why he is refused."""
+        order = [check.name for check in self._pipeline.checks if check.name in self._verdicts]
+        judgement = merge([(name, self._verdicts[name]) for name in order], self._pipeline.junk_score)
+        to = {recipient.address.local_part.lower() for recipient in self.facts.recipients}
+        if judgement.level >= Level.DEFER and to <= _ALWAYS_OPEN:
+            # RFC 5321 s. 4.5.1, RFC 2142 s. 2
+            return replace(judgement, level=Level.JUNK, reply=None)
+        return judgement
 
     async def _run(self, check: Check, stage: Stage, until: float) -> None:
         """One check, with its time limit; it always leaves a verdict."""

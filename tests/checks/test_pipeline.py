@@ -10,7 +10,7 @@ import pytest
 from pymx.checks.check import Facts, Stage
 from pymx.checks.pipeline import Pipeline
 from pymx.checks.verdict import Level, Verdict, merge
-from pymx.mail.address import parse_address
+from pymx.mail.address import Address, parse_address
 from pymx.mail.envelope import Listener, Origin, Recipient
 from pymx.proto.smtp import reply as replies
 from pymx.proto.smtp.reply import SmtpError
@@ -184,6 +184,53 @@ async def test_a_check_at_rcpt_refuses_one_recipient() -> None:
         await inspection.recipient()
     assert refused.value.reply is replies.TRY_LATER
     assert refused.value.reason == "rcpt: not bob"
+    known.recipients.pop()
+    await inspection.message(MESSAGE)  # which is for alice alone
+
+
+async def test_a_server_that_stops_takes_no_message_half_checked() -> None:
+    started = asyncio.Event()
+
+    async def run(stage: Stage, facts: Facts) -> Verdict:
+        started.set()
+        await asyncio.Event().wait()
+        return Verdict()
+
+    checks = pipeline(Scripted("slow", run), saying("quick", Verdict()))
+    async with asyncio.TaskGroup() as tasks:
+        asking = tasks.create_task(_refusal(checks))
+        await started.wait()
+        await checks.close()
+    assert asking.result().reply is replies.TEMPORARY_FAILURE
+
+
+async def _refusal(checks: Pipeline) -> SmtpError:
+    with pytest.raises(SmtpError) as refused:
+        await checks.begin(facts()).message(MESSAGE)
+    return refused.value
+
+
+@pytest.mark.parametrize(
+    ("to", "refused"),
+    [
+        (["postmaster@example.test"], False),
+        (["Abuse@example.test", "POSTMASTER@other.test"], False),
+        (["postmaster"], False),
+        (["postmaster@example.test", "alice@example.test"], True),
+        (["postmaster.x@example.test"], True),
+    ],
+)
+async def test_who_writes_to_the_postmaster_is_heard(to: list[str], refused: bool) -> None:
+    """RFC 5321 s. 4.5.1: as junk, when nobody else gets the message."""
+    checks = pipeline(saying("no", Verdict(Level.REJECT, replies.SPAM, "awful")))
+    known = facts()
+    known.recipients = [Recipient(parse_address(a) if "@" in a else Address(a, "")) for a in to]
+    if refused:
+        with pytest.raises(SmtpError):
+            await checks.begin(known).message(MESSAGE)
+    else:
+        found = await checks.begin(known).message(MESSAGE)
+        assert b"X-Pymx-Junk: awful\r\n" in found.content.head
 
 
 async def test_a_session_that_goes_leaves_nothing_running() -> None:
