@@ -43,6 +43,7 @@ from pymx.mailauth.dkim.sign import Signer
 from pymx.mda.deliver import Mda
 from pymx.ms.removed import purge
 from pymx.ms.store import Store
+from pymx.ms.sweep import sweep
 from pymx.msa.submission import Submission
 from pymx.mta.bounce import Bounce
 from pymx.mta.deliver import Deliver
@@ -333,6 +334,9 @@ class Process:
             else:
                 for path in gone:
                     self._log.info("removed_mail_purged", path=path)
+            swept = await asyncio.to_thread(sweep, root, now=time.time())
+            if swept:
+                self._log.info("unfinished_deliveries_removed", count=swept)
             await asyncio.sleep(86400)
 
     def _runner_ended(self, task: asyncio.Task[None]) -> None:

@@ -11,7 +11,7 @@ import re
 import secrets
 
 from pymx import log
-from pymx.ms import names, uidlist, uidvalidity
+from pymx.ms import dovecotindex, names, uidlist, uidvalidity
 from pymx.ms.box import Hold, Stamp
 from pymx.ms.uidlist import Record, UidList
 
@@ -75,6 +75,8 @@ def _whole(hold: Hold, found: UidList) -> list[Record]:
         forget_rows(hold)
         row.guid, row.uidnext = "", 1
     row.uidvalidity = header.uidvalidity
+    if not row.guid:
+        _take_dovecots_next(hold, found)
     row.guid = header.guid or row.guid or secrets.token_hex(16)
     row.uidnext = max(row.uidnext, found.next_uid)
     hold.saved()
@@ -94,6 +96,14 @@ def _whole(hold: Hold, found: UidList) -> list[Record]:
     if len(found.records) - len(rows) > 1000 and (len(found.records) - len(rows)) * 4 > len(found.records):
         pass  # many dead lines: `compact` is for a quiet moment, files without rows may still be listed
     return [record for record in found.records if record[0] not in rows]
+
+
+def _take_dovecots_next(hold: Hold, found: UidList) -> None:
+    """At first sight: Dovecot may have told of a UIDNEXT that its uidlist does not show (restored, or cut by hand)."""
+    index = dovecotindex.read(hold.box.path)
+    if index is not None and index.uidvalidity == found.header.uidvalidity and index.next_uid > found.next_uid:
+        hold.row.uidnext = index.next_uid
+        found.clean = False  # the new uidlist says so too
 
 
 def _once(records: list[Record], uid_of: dict[bytes, int]) -> list[Record]:

@@ -24,6 +24,7 @@ from support.tls import TlsFiles
 from pymx.admin import ctl
 from pymx.config.model import Mail
 from pymx.mail.flags import SEEN
+from pymx.ms import dovecotindex
 from pymx.ms.owner import Owner
 from pymx.ms.store import Append, Store
 from pymx.spool import Content
@@ -344,6 +345,37 @@ def flags_of(imap: imaplib.IMAP4) -> dict[int, set[str]]:
         uid = int(words[words.index("UID") + 1])
         out[uid] = set(words[words.index("FLAGS") + 1 :]) - {"UID", str(uid), "\\Recent"}
     return out
+
+
+async def test_uidnext_is_no_less_than_dovecots_index_says(
+    pymxctl: Callable[..., Ctl], dovecot: Dovecot, maildir: Path
+) -> None:
+    """A uidlist restored from before: UIDs that Dovecot gave and expunged since are not given again."""
+    fill(dovecot, maildir)
+    uidlist = maildir / "dovecot-uidlist"
+    old = uidlist.read_bytes()
+    with dovecot.session(maildir) as imap:
+        for _ in range(3):
+            imap.append("INBOX", "", "", MESSAGES[0].replace(b"\n", b"\r\n"))
+        for number in range(200):  # until Dovecot writes dovecot.index, not only its log
+            imap.uid("STORE", "1", "+FLAGS", f"($z{number})")
+        imap.uid("STORE", "7:9", "+FLAGS", "(\\Deleted)")
+        imap.expunge()
+    with dovecot.session(maildir) as imap:
+        told = int(imap.response("UIDNEXT")[1][0])
+    uidlist.write_bytes(old)
+    index = dovecotindex.read(os.fsencode(maildir))
+    assert index is not None
+    assert index.next_uid == told == 10
+    assert "$z50" in index.keywords
+    store = store_of(maildir)
+    await store.start()
+    assert (await store.status(OWNER, "INBOX")).uidnext == told
+    await store.close()
+    assert b" N10 " in uidlist.read_bytes().split(b"\n")[0]
+    with dovecot.session(maildir) as imap:
+        assert sorted(flags_of(imap)) == [1, 3, 5, 6]
+    assert dovecot.errors() == []
 
 
 async def test_taken_over_and_released(pymxctl: Callable[..., Ctl], dovecot: Dovecot, maildir: Path) -> None:
