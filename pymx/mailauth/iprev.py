@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-from pymx.mailauth.questions import Questions
+from pymx.mailauth.questions import Questions, unknown
 from pymx.resolver.answer import NoRecords, NoSuchDomain, TemporaryDnsError
 
 MAX_NAMES = 10  # as RFC 7208 s. 4.6.4 has it for "ptr"; more are not looked at
@@ -36,7 +36,7 @@ async def iprev(resolver: Questions, ip: str, *, max_names: int = MAX_NAMES) -> 
     except (NoSuchDomain, NoRecords):
         return IprevResult("permerror", reason="the address has no name")
     except TemporaryDnsError as e:
-        return IprevResult("temperror", reason=str(e))
+        return IprevResult("temperror", reason=unknown(e))
     names = [str(record[0]).lower() for record in answer.records][:max_names]
     return await _confirm(resolver, address, [n for n in names if n])
 
@@ -52,7 +52,7 @@ async def _confirm(
         except (NoSuchDomain, NoRecords):
             continue
         except TemporaryDnsError as e:
-            failure = str(e)
+            failure = unknown(e)
             continue
         if any(ipaddress.ip_address(str(record[0])) == address for record in answer.records):
             return IprevResult("pass", name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pymx.resolver.answer import Answer, NoRecords, NoSuchDomain
+from pymx.resolver.answer import Answer, NoRecords, NoSuchDomain, TemporaryDnsError
 
 
 class Questions(Protocol):
@@ -16,6 +16,11 @@ class Questions(Protocol):
 
     async def resolve(self, name: str, rdtype: str) -> Answer:
         """The records of a type at a name. Raises NoSuchDomain, NoRecords or TemporaryDnsError."""
+
+
+def unknown(error: TemporaryDnsError) -> str:
+    """What may be told of a failure: headers and replies carry it, so nothing of our own servers. The log has that."""
+    return f"{error.name} {error.rdtype} can't be looked up now"
 
 
 async def texts(resolver: Questions, name: str) -> list[bytes]:

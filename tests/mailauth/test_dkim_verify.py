@@ -270,6 +270,7 @@ async def test_second_unsigned_copy_of_a_single_field_is_policy(names: TableOfNa
         ("v=DKIM1; h=sha1:sha256; s=email:tlsrpt; t=s; n=a%20note; p={p};", "pass", ""),
         ("v=DKIM1;\tk=rsa;\r\n p={spaced}", "pass", ""),
         ("v=DKIM1; s=*; x=unknown; p={p}", "pass", ""),
+        ("v=DKIM1;; k=rsa; ; p={p};;", "pass", ""),
     ],
 )
 async def test_what_the_key_record_says_counts(
@@ -356,6 +357,7 @@ async def test_real_name_server_gives_keys_and_failures(resolver: Resolver, dns_
         dns_server.fail(f"{selector}._domainkey.{DOMAIN}", failure)
         result = await only(resolver, handmade(MESSAGE, keys.rsa[1024], s=selector))
         assert (result.result, failure) == ("temperror", failure)
+        assert "127.0.0.1" not in result.reason  # where our resolver is goes into no header
     assert (await only(resolver, handmade(MESSAGE, keys.rsa[1024], s="gone"))).result == "permerror"
     dns_server.fail(f"big._domainkey.{DOMAIN}", Failure.TRUNCATED)
     resolver.forget()

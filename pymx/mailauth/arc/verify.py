@@ -21,7 +21,7 @@ from pymx.mailauth.dkim.canonical import relaxed_field
 from pymx.mailauth.dkim.record import RecordError, published_keys
 from pymx.mailauth.dkim.signature import without_signature
 from pymx.mailauth.dkim.verify import SignedHead, verify_signature
-from pymx.mailauth.questions import Questions
+from pymx.mailauth.questions import Questions, unknown
 from pymx.resolver.answer import TemporaryDnsError
 
 MAX_SETS = 50  # s. 4.2.1
@@ -108,6 +108,6 @@ async def _check_seal(resolver: Questions, seal: Seal, digest: bytes) -> None:
     except RecordError as e:
         raise ChainError(f"arc-seal i={seal.instance}: {e.reason}") from None
     except TemporaryDnsError as e:
-        raise _Unknown(f"arc-seal i={seal.instance}: {e}") from None
+        raise _Unknown(f"arc-seal i={seal.instance}: {unknown(e)}") from None
     if not any(key.verify(seal.signature, digest) for key in keys):
         raise ChainError(f"arc-seal i={seal.instance}: signature differs")

@@ -89,7 +89,7 @@ def parse_record(text: bytes) -> KeyRecord:
     if len(text) > MAX_RECORD_OCTETS:
         raise RecordError("key record is too long")
     try:
-        tags = parse_tags(text)
+        tags = parse_tags(text, gaps=True)
         # s. 3.6.1: v= "MUST be the first tag in the record" and DKIM1, if it is there at all
         if "v" in tags and (next(iter(tags)) != "v" or tags["v"] != "DKIM1"):
             raise RecordError("not a DKIM key record")

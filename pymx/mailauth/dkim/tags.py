@@ -22,8 +22,11 @@ class TagError(ValueError):
     """The text is not a tag list, or a tag's value is not what it must be."""
 
 
-def parse_tags(data: bytes) -> dict[str, str]:
-    """The tags with their values, white space around them removed. UTF-8 is allowed (RFC 8616)."""
+def parse_tags(data: bytes, *, gaps: bool = False) -> dict[str, str]:
+    """The tags with their values, white space around them removed. UTF-8 is allowed (RFC 8616).
+
+    `gaps`: let an empty place between two semicolons pass, as in key records typed by hand.
+    """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
@@ -33,6 +36,8 @@ def parse_tags(data: bytes) -> dict[str, str]:
     if not parts[-1].strip(_WSP):
         parts.pop()
     for part in parts:
+        if gaps and not part.strip(_WSP):
+            continue
         name, equals, value = part.partition("=")
         name = name.strip(_WSP)
         if not equals or not _NAME.match(name):

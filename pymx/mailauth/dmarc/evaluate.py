@@ -21,7 +21,7 @@ from pymx.mail.address import AddressError, domain_to_ascii, parse_domain
 from pymx.mailauth.dkim.verify import DkimResult
 from pymx.mailauth.dmarc.organization import Walk, belongs_to, record_at, registrable_domain, walk
 from pymx.mailauth.dmarc.record import Policy, Record
-from pymx.mailauth.questions import Questions
+from pymx.mailauth.questions import Questions, unknown
 from pymx.mailauth.spf.check import SpfResult
 from pymx.resolver.answer import DnsError, NoSuchDomain, TemporaryDnsError
 
@@ -71,7 +71,7 @@ async def evaluate(
     try:
         return await _evaluate(resolver, author, spf, dkim, sampled)
     except TemporaryDnsError as e:
-        return DmarcResult("temperror", header_from=author, reason=str(e))
+        return DmarcResult("temperror", header_from=author, reason=unknown(e))
 
 
 async def _evaluate(

@@ -31,6 +31,11 @@ def _suffixes() -> PublicSuffixList:
     return PublicSuffixList()
 
 
+def load_suffixes() -> None:
+    """Read the list now (40 ms, 4 MB), so that no message waits for it and forked processes share it."""
+    _suffixes()
+
+
 def registrable_domain(domain: str) -> str:
     """What was registered below a public suffix (private ones count too); the domain itself if it is a suffix."""
     return _suffixes().privatesuffix(domain) or domain

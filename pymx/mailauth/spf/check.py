@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pymx.mail.address import Address, AddressError
-from pymx.mailauth.questions import Questions
+from pymx.mailauth.questions import Questions, unknown
 from pymx.mailauth.spf.replay import Answers, Evaluation, Limits, Question, Sender, evaluate
 from pymx.resolver.answer import NoRecords, NoSuchDomain, TemporaryDnsError
 
@@ -107,7 +107,7 @@ async def _ask_one(resolver: Questions, name: str, rdtype: str) -> tuple[tuple[o
     except (NoSuchDomain, NoRecords):
         return ()
     except TemporaryDnsError as e:
-        return e.reason
+        return unknown(e)
 
 
 def _sender(ip: str, mail_from: Address | None, helo: str, receiver: str) -> Sender:
