@@ -361,6 +361,13 @@ class Mailbox:
 
         return await self._run(expunge, bulk=uids is None or len(uids) > _BULK_MESSAGES)
 
+    async def remove(self, uids: Sequence[int]) -> list[int]:
+        """Remove messages whatever their flags. The view moves at the next `refresh`."""
+        self._writable()
+        return await self._run(
+            lambda _: removing.expunge(self._box, uids, only_deleted=False), bulk=len(uids) > _BULK_MESSAGES
+        )
+
     async def copy(self, uids: Sequence[int], target: str) -> Copied:
         """COPY to another mailbox of this account."""
 

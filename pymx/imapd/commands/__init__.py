@@ -23,6 +23,7 @@ from pymx.imapd.commands import (
     list,
     login,
     quota,
+    replace,
     search,
     select,
     session,
@@ -41,6 +42,7 @@ from pymx.proto.imap.commands import identity as identity_syntax
 from pymx.proto.imap.commands import list as list_syntax
 from pymx.proto.imap.commands import login as login_syntax
 from pymx.proto.imap.commands import quota as quota_syntax
+from pymx.proto.imap.commands import replace as replace_syntax
 from pymx.proto.imap.commands import search as search_syntax
 from pymx.proto.imap.commands import select as select_syntax
 from pymx.proto.imap.commands import sort as sort_syntax
@@ -133,6 +135,8 @@ TABLE: Mapping[bytes, Command] = {
     b"UID FETCH": _row(fetch_syntax.parse_uid_fetch, fetch.fetch, _SELECTED, Changes.ALL),
     b"STORE": _row(store_syntax.parse_store, store.store, _SELECTED, Changes.NO_EXPUNGE),
     b"UID STORE": _row(store_syntax.parse_uid_store, store.store, _SELECTED, Changes.ALL),
+    b"REPLACE": _row(replace_syntax.parse_replace, replace.replace, _SELECTED, Changes.ALL),
+    b"UID REPLACE": _row(replace_syntax.parse_uid_replace, replace.replace, _SELECTED, Changes.ALL),
     b"COPY": _row(copy_syntax.parse_copy, copy.copy, _SELECTED, Changes.ALL),
     b"UID COPY": _row(copy_syntax.parse_uid_copy, copy.copy, _SELECTED, Changes.ALL),
     b"MOVE": _row(copy_syntax.parse_copy, copy.move, _SELECTED, Changes.ALL),

@@ -1,4 +1,4 @@
-"""APPEND (RFC 3501 s. 6.3.11), MULTIAPPEND (RFC 3502), APPENDUID (RFC 4315 s. 3)."""
+"""APPEND (RFC 3501 s. 6.3.11), MULTIAPPEND (RFC 3502), APPENDUID (RFC 4315 s. 3), literal8 (RFC 3516 s. 4.4)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pymx.spool import Content
 
 
 async def append(client: Client, arguments: AppendTo) -> bytes:
-    items = [_item(message) for message in arguments.messages]
+    items = [await to_store(client, message) for message in arguments.messages]
     name = client.namespace.to_store(arguments.mailbox, create=True)
     try:
         appended = await client.server.store.append(client.account, name, items)
@@ -22,11 +22,26 @@ async def append(client: Client, arguments: AppendTo) -> bytes:
     return b"OK [APPENDUID %d %b] Append completed." % (appended.uidvalidity, runs(appended.uids))
 
 
-def _item(message: AppendMessage) -> Append:
+async def to_store(client: Client, message: AppendMessage) -> Append:
+    """A message as the store takes it. Raises No for what can't be stored."""
     content = message.content
     if isinstance(content, No):
         raise content
     assert isinstance(content, Content)
     if content.size_octets == 0:
         raise No("An empty message can't be stored", code="CANNOT")  # RFC 3502 s. 6.3.11: it also means giving up
+    if message.binary and not await client.server.store.in_thread(lambda: _is_text(content)):
+        # RFC 3516 s. 4.4: a Maildir keeps lines; binary content would come back changed
+        raise No("Binary content can't be stored", code="UNKNOWN-CTE")
     return Append(content, message.flags, message.keywords, message.internaldate)
+
+
+def _is_text(content: Content) -> bool:
+    """Nothing but lines that end in CRLF, without NUL."""
+    last = b""
+    for piece in content.chunks():
+        octets = last + piece
+        if b"\x00" in octets or octets.count(b"\n") != octets.count(b"\r\n"):
+            return False
+        last = piece[-1:] if piece.endswith(b"\r") else b""
+    return True

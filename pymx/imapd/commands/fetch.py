@@ -15,9 +15,10 @@ from pymx.imapd.client import CHUNK, Client, Disconnected
 from pymx.mail.flags import SEEN
 from pymx.mail.mime import Part, parse
 from pymx.ms.mailbox import StoredMessage
+from pymx.proto.imap.binary import UnknownEncoding, extract_binary
 from pymx.proto.imap.bodystructure import bodystructure
 from pymx.proto.imap.commands.fetch import BodyItem, Fetch
-from pymx.proto.imap.errors import Bad
+from pymx.proto.imap.errors import Bad, No
 from pymx.proto.imap.rows import Row, RowFormat, numbers
 from pymx.proto.imap.section import extract
 from pymx.proto.imap.sequence import run_text
@@ -151,25 +152,33 @@ async def _write_message(client: Client, plan: _Plan, head: bytes, uid: int, mes
         return
     octets = await _octets(client, plan, uid, message)
     part: Part | None = None
-    if plan.structure or sum(1 for body in plan.bodies if body.section.path) > 1:
+    if plan.structure or sum(1 for body in plan.bodies if body.section.path or body.kind != "body") > 1:
         part = parse(octets)
+    # Before anything is written: one that can't be decoded is answered NO.
+    decoded = {body: _decoded(octets, body, part) for body in plan.bodies if body.kind != "body"}
     if part is not None and plan.structure:
         head = _joined(head, b"BODY " + bodystructure(part, extended=False))
     for body in plan.bodies:
-        await _write_value(client, _joined(head, body.label), _value(octets, body, part))
+        found = decoded[body] if body in decoded else _value(octets, body, part)
+        if isinstance(found, int):
+            client.write(_joined(head, b"%b %d" % (body.label, found)))
+        else:
+            await _write_value(client, _joined(head, body.label), found, binary=body.kind == "binary")
         head = b""
     client.write(b"%b)\r\n" % head)
 
 
-async def _write_value(client: Client, head: bytes, value: bytes | None) -> None:
+async def _write_value(client: Client, head: bytes, value: bytes | None, *, binary: bool) -> None:
     """A body item as a literal, or NIL; in pieces, so that many large items of a response are not one large write."""
     if value is None:
         client.write(head + b" NIL")
         return
+    # RFC 3516 s. 4.2: NUL takes a literal8, which only BINARY may be
+    announcement = b"%b %b{%d}\r\n" % (head, b"~" if binary and b"\x00" in value else b"", len(value))
     if len(value) <= CHUNK:
-        client.write(b"%b {%d}\r\n%b" % (head, len(value), value))
+        client.write(announcement + value)
         return
-    client.write(b"%b {%d}\r\n" % (head, len(value)))
+    client.write(announcement)
     for start in range(0, len(value), CHUNK):
         client.write(value[start : start + CHUNK])
         await client.drain()
@@ -177,6 +186,20 @@ async def _write_value(client: Client, head: bytes, value: bytes | None) -> None
 
 def _value(octets: bytes, body: BodyItem, part: Part | None) -> bytes | None:
     found = octets if body.whole else extract(octets, body.section, part)
+    if found is not None and body.partial is not None:
+        offset, length = body.partial
+        return found[offset : offset + length]
+    return found
+
+
+def _decoded(octets: bytes, body: BodyItem, part: Part | None) -> bytes | int | None:
+    """BINARY and BINARY.SIZE (RFC 3516)."""
+    try:
+        found = extract_binary(octets, body.section.path, part)
+    except UnknownEncoding:
+        raise No("The part's encoding is not known", code="UNKNOWN-CTE") from None
+    if body.kind == "size":
+        return len(found or b"")
     if found is not None and body.partial is not None:
         offset, length = body.partial
         return found[offset : offset + length]

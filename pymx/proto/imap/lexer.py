@@ -22,7 +22,7 @@ _PATTERN = re.compile(rb'[^\x00-\x20(){"\\\x7f-\xff]+')
 _FLAG = re.compile(rb'\\?[^\x00-\x20(){%*"\\\x7f-\xff]+')
 _QUOTED = re.compile(rb'"((?:[^"\\\r\n\x00]|\\["\\])*)"')
 _ESCAPED = re.compile(rb'\\(["\\])')
-_ANNOUNCEMENT = re.compile(rb"\{(\d+)\+?\}\r\n")
+_ANNOUNCEMENT = re.compile(rb"~?\{(\d+)\+?\}\r\n")
 _NUMBER = re.compile(rb"\d{1,20}(?![0-9])")
 _ITEM = re.compile(rb"[A-Za-z0-9.]{1,64}")
 _SEQUENCE = re.compile(rb"[0-9*:,]+")
@@ -113,7 +113,7 @@ class Cursor:
         return SequenceSet.parse(self._match(_SEQUENCE, "a message set"))
 
     def literal(self) -> object:
-        """A literal as the receiver collected it: bytes, or what the sink of an APPEND made."""
+        """A literal (or literal8, RFC 3516) as the receiver collected it: bytes, or what the sink of an APPEND made."""
         self._match(_ANNOUNCEMENT, "a literal")
         if self._literal >= len(self._literals):
             raise Bad("Missing literal")

@@ -26,8 +26,9 @@ MAX_MESSAGES = 128  # messages in one APPEND (RFC 3502)
 _LITERAL = re.compile(rb"\{(\d{1,19})(\+?)\}\Z")
 _COMMAND = re.compile(rb'([^\x00-\x20(){%*"\\\x7f-\xff+]{1,255}) ([A-Za-z][A-Za-z0-9.-]{0,31})(?= |\Z|\r)')
 _SUB_COMMAND = re.compile(rb" ([A-Za-z]{1,31})(?= |\Z|\r)")
-_APPEND_NAME = re.compile(rb"[^ ]+ APPEND \Z", re.IGNORECASE)
-_APPEND = re.compile(rb"[^ ]+ APPEND ", re.IGNORECASE)
+# Commands that bring messages (REPLACE: RFC 8508), and those of them whose literal is the mailbox's name.
+_APPEND = re.compile(rb"[^ ]+ (?:APPEND|(?:UID )?REPLACE) ", re.IGNORECASE)
+_APPEND_NAME = re.compile(rb"[^ ]+ (?:APPEND|(?:UID )?REPLACE [^ ]+) \Z", re.IGNORECASE)
 _TAG = re.compile(rb'([^\x00-\x20(){%*"\\\x7f-\xff+]{1,255}) ')
 
 

@@ -1,9 +1,9 @@
 """FETCH responses from rows of the store, compiled once per command.
 
-A row is `(uid, modseq, flags, keywords, octets, internaldate, savedate, envelope, bodystructure, emailid, preview)`: the
-first seven always, of the rest as much as the items need. Every item becomes a column that `zip` and one `%` format put
-together, so that a flag listing costs a fraction of a microsecond per message: everything per row happens in C but for
-the format itself.
+A row is `(uid, modseq, flags, keywords, octets, internaldate, savedate, envelope, bodystructure, emailid, preview)`,
+the first seven always and of the rest as much as the items need. Every item becomes a column that `zip` and one `%`
+format put together, so that a flag listing costs a fraction of a microsecond per message: everything per row happens in
+C but for the format itself.
 """
 
 from __future__ import annotations

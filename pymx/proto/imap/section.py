@@ -38,7 +38,7 @@ def extract(message: bytes, section: Section, part: Part | None = None) -> bytes
     root = part if part is not None else parse(message)
     if not section.path:
         return _of_message(message, root, section)
-    found = _walk(root, section.path)
+    found = part_at(root, section.path)
     if found is None:
         return None
     if found == "empty":
@@ -51,7 +51,7 @@ def extract(message: bytes, section: Section, part: Part | None = None) -> bytes
     return None if found.message is None else _of_message(message, found.message, section)
 
 
-def _walk(root: Part, path: tuple[int, ...]) -> Part | str | None:
+def part_at(root: Part, path: tuple[int, ...]) -> Part | str | None:
     """The part at `path`; "empty" for the one part that a multipart without parts pretends to have."""
     part = root
     container: Part | None = root  # a multipart, or the root of a message

@@ -19,6 +19,7 @@ class AppendMessage:
     keywords: tuple[str, ...]
     internaldate: int | None
     content: object
+    binary: bool = False  # it came as literal8 (RFC 3516)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +34,23 @@ def parse_append(cursor: Cursor) -> AppendTo:
     messages: list[AppendMessage] = []
     while not messages or not cursor.at_end():
         cursor.space()
-        flags = 0
-        keywords: tuple[str, ...] = ()
-        if cursor.opens():
-            flags, keywords = split_flags(cursor.flag_list())
-            cursor.space()
-        internaldate = None
-        if cursor.peek() == 0x22:
-            internaldate = parse_date_time(cursor.string())
-            cursor.space()
-        content = cursor.literal()
-        if isinstance(content, bytes):
-            raise Bad("Literal in the wrong place")
-        messages.append(AppendMessage(flags, keywords, internaldate, content))
+        messages.append(append_message(cursor))
     return AppendTo(name, tuple(messages))
+
+
+def append_message(cursor: Cursor) -> AppendMessage:
+    """One message with its flags and date."""
+    flags = 0
+    keywords: tuple[str, ...] = ()
+    if cursor.opens():
+        flags, keywords = split_flags(cursor.flag_list())
+        cursor.space()
+    internaldate = None
+    if cursor.peek() == 0x22:
+        internaldate = parse_date_time(cursor.string())
+        cursor.space()
+    binary = cursor.peek() == 0x7E
+    content = cursor.literal()
+    if isinstance(content, bytes):
+        raise Bad("Literal in the wrong place")
+    return AppendMessage(flags, keywords, internaldate, content, binary)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from pymx.proto.imap.commands.search import Window, partial_window
 from pymx.proto.imap.errors import Bad
@@ -32,16 +33,20 @@ _PATH = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class BodyItem:
-    """Octets of the message: `label` is how the response names them, `partial` is (offset, length)."""
+    """Octets of the message: `label` is how the response names them, `partial` is (offset, length).
+
+    `kind`: as they are, decoded (BINARY, RFC 3516), or the number of the decoded ones (BINARY.SIZE).
+    """
 
     label: bytes
     section: Section
     peek: bool
     partial: tuple[int, int] | None = None
+    kind: Literal["body", "binary", "size"] = "body"
 
     @property
     def whole(self) -> bool:
-        return not self.section.path and not self.section.text
+        return self.kind == "body" and not self.section.path and not self.section.text
 
 
 FetchItem = str | BodyItem
@@ -100,24 +105,47 @@ def _field_names(cursor: Cursor) -> tuple[bytes, ...]:
     return tuple(names)
 
 
+_BINARY: dict[str, tuple[bool, Literal["binary", "size"]]] = {
+    "BINARY": (False, "binary"),
+    "BINARY.PEEK": (True, "binary"),
+    "BINARY.SIZE": (True, "size"),
+}
+
+
+def _binary(cursor: Cursor, name: str) -> BodyItem:
+    """RFC 3516 s. 6: part numbers only."""
+    peek, kind = _BINARY[name]
+    section, text = _section(cursor)
+    if section.text:
+        raise Bad("Invalid section")
+    if kind == "size":
+        return BodyItem(b"BINARY.SIZE[%b]" % text, section, peek, None, kind)
+    return _partial(cursor, BodyItem(b"BINARY[%b]" % text, section, peek, None, kind))
+
+
 def _body(cursor: Cursor, *, peek: bool) -> BodyItem:
     section, text = _section(cursor)
-    label = b"BODY[%b]" % text
+    return _partial(cursor, BodyItem(b"BODY[%b]" % text, section, peek))
+
+
+def _partial(cursor: Cursor, item: BodyItem) -> BodyItem:
     if not cursor.skip(b"<"):
-        return BodyItem(label, section, peek)
+        return item
     offset = cursor.number()
     cursor.expect(b".")
     length = cursor.number(MAX_32)
     if length == 0:
         raise Bad("Partial length must not be 0")
     cursor.expect(b">")
-    return BodyItem(b"%b<%d>" % (label, offset), section, peek, (offset, length))
+    return replace(item, label=b"%b<%d>" % (item.label, offset), partial=(offset, length))
 
 
 def _item(cursor: Cursor) -> FetchItem:
     name = cursor.item()
     if name in ("BODY", "BODY.PEEK") and cursor.skip(b"["):
         return _body(cursor, peek=name == "BODY.PEEK")
+    if name in _BINARY and cursor.skip(b"["):
+        return _binary(cursor, name)
     if name == "PREVIEW" and cursor.skip(b" (LAZY)"):
         return "PREVIEW (LAZY)"
     if name in ROW_ITEMS or name == "BODY":
