@@ -85,7 +85,8 @@ class Dmarc:
             reason += f" of {found.domain})" if found.domain and found.domain != found.header_from else ")"
         elif found.result in ("temperror", "permerror"):
             reason = f"DMARC of {found.header_from}: {found.reason or found.result}"
-        sealer = vouched_by(facts.arc, self._trusted) if level else ""
+        voucher = vouched_by(facts.arc, self._trusted)
+        sealer = voucher if level else ""
         if sealer:
             level = Level.ACCEPT
             reason += f", but {sealer} vouches for it (ARC)"
@@ -105,14 +106,14 @@ class Dmarc:
             if level is Level.REJECT
             else None,
             reason="; ".join(filter(None, (reason, trouble))),
-            score=_excuse(facts, found),
+            score=_excuse(facts, found, voucher),
             results=(Result("dmarc", found.result, tuple(properties), said),),
         )
 
 
-def _excuse(facts: Facts, found: DmarcResult) -> float:
-    """SPF fails for every forwarded message: a signature of the domain in From takes that hint back."""
-    if found.result == "pass" and "dkim" in found.aligned and facts.spf is not None:
+def _excuse(facts: Facts, found: DmarcResult, voucher: str) -> float:
+    """SPF fails for forwarded mail: a signature of the domain in From, or a trusted forwarder, takes that hint back."""
+    if facts.spf is not None and (voucher or (found.result == "pass" and "dkim" in found.aligned)):
         return -spf.WEIGHTS.get(facts.spf.result, 0.0)
     return 0.0
 

@@ -87,11 +87,12 @@ class Rig:
         *,
         sender: str = "x@good.test",
         to: Sequence[str] = (ALICE,),
-        helo: str = "mail.good.test",
+        helo: str = "",
         peer: str = GOOD_IP,
     ) -> tuple[int, str]:
         """The reply to the data, or to the last recipient when all were refused."""
         octets = message.encode() if isinstance(message, str) else message
+        helo = helo or ("mail.good.test" if peer == GOOD_IP else "plain.test")
 
         def dialogue() -> tuple[int, bytes]:
             with smtplib.SMTP("127.0.0.1", self.flow.ports["smtp"], helo, source_address=(peer, 0)) as client:

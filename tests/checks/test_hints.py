@@ -223,3 +223,26 @@ def test_zones(spec: str, zone: str, weight: float, fits: str, fits_not: str | N
 def test_what_is_no_zone(spec: str) -> None:
     with pytest.raises(ZoneError):
         parse_zone(spec)
+
+
+@pytest.mark.parametrize(
+    ("helo", "score", "results"),
+    [
+        ("fail.test", 1.5, [("pass", "smtp.mailfrom"), ("fail", "smtp.helo")]),
+        ("softfail.test", 0, [("pass", "smtp.mailfrom"), ("softfail", "smtp.helo")]),
+        ("nothing.test", 0, [("pass", "smtp.mailfrom")]),
+        ("PASS.test.", 0, [("pass", "smtp.mailfrom")]),
+        ("[192.0.2.7]", 0, [("pass", "smtp.mailfrom")]),
+        ("192.0.2.7", 0, [("pass", "smtp.mailfrom")]),
+    ],
+)
+async def test_spf_of_both_identities(
+    helo: str, score: float, results: list[tuple[str, str]], resolver: Resolver
+) -> None:
+    """RFC 7208 s. 2.3: HELO is asked as well, and only MAIL FROM is DMARC's."""
+    known = facts(helo=helo, mail_from="x@pass.test")
+    verdict = await asked(Spf(resolver, hostname="mx.example.test"), known)
+    assert [(r.result, r.properties[0][0]) for r in verdict.results] == results
+    assert verdict.score == score
+    assert known.spf is not None
+    assert known.spf.identity == "mailfrom"

@@ -16,9 +16,11 @@ from support.rspamd import RealRspamd
 from pymx.checks.check import Facts
 from pymx.checks.retries import AFTER_S, Retries
 from pymx.config.model import Checks, Rspamd
+from pymx.junk.rspamd import Rspamd as Client
 from pymx.junk.rspamd import RspamdUnavailable, read_answer
 from pymx.mail.address import parse_address
 from pymx.mail.envelope import Listener, Origin, Recipient
+from pymx.spool import Content
 
 QUIET = Checks(spf=False, dkim=False, dmarc=False, arc=False, iprev=False, helo=False)
 
@@ -266,6 +268,22 @@ async def test_the_password_is_sent(checked: Start, tmp_path_factory: pytest.Tem
         assert request.startswith(b"POST /checkv2 HTTP/1.1\r\n")
         assert b"\r\nPassword: opens it\r\n" in request
         assert request.endswith(letter().encode())
+
+
+async def test_tls_and_login_are_told() -> None:
+    """What came by TLS, and from whom if he logged in."""
+    origin = Origin(
+        Listener.SMTP, peer_ip="192.0.2.7", helo="x", tls="TLSv1.3 TLS_AES_256_GCM_SHA384", account="u@x.test"
+    )
+    async with stand_in() as (standing, url):
+        standing.says(json.dumps({"action": "no action"}))
+        client = Client(url, password="", timeout_s=5, hostname="mx.example.test")
+        content = Content.from_bytes(letter().encode())
+        await client.scan(content, origin=origin, mail_from=None, recipients=[], queue_id="Q")
+        await client.close()
+    head = standing.requests[0].partition(b"\r\n\r\n")[0].split(b"\r\n")
+    assert {b"TLS-Version: TLSv1.3", b"TLS-Cipher: TLS_AES_256_GCM_SHA384", b"User: u@x.test", b"From: <>"} <= set(head)
+    assert not [line for line in head if line.startswith(b"Password")]
 
 
 async def test_a_message_above_max_octets_is_not_shown(checked: Start) -> None:
