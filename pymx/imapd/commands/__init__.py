@@ -106,7 +106,7 @@ TABLE: Mapping[bytes, Command] = {
     b"NAMESPACE": _row(parse_nothing, session.namespace, _AFTER),
     b"SELECT": _row(select_syntax.parse_select, select.select, _AFTER),
     b"EXAMINE": _row(select_syntax.parse_examine, select.select, _AFTER),
-    b"CREATE": _row(folder_syntax.parse_mailbox, folder.create, _AFTER, Changes.ALL),
+    b"CREATE": _row(folder_syntax.parse_create, folder.create, _AFTER, Changes.ALL),
     b"DELETE": _row(folder_syntax.parse_mailbox, folder.delete, _AFTER, Changes.ALL),
     b"RENAME": _row(folder_syntax.parse_rename, folder.rename, _AFTER, Changes.ALL),
     b"SUBSCRIBE": _row(folder_syntax.parse_mailbox, folder.subscribe, _AFTER, Changes.ALL),

@@ -1,21 +1,41 @@
-"""CREATE, DELETE, RENAME, SUBSCRIBE, UNSUBSCRIBE (RFC 3501 s. 6.3.3–6.3.7)."""
+"""CREATE, DELETE, RENAME, SUBSCRIBE, UNSUBSCRIBE (RFC 3501 s. 6.3.3–6.3.7), special uses (RFC 6154 s. 3)."""
 
 from __future__ import annotations
 
 from pymx.imapd.client import Client
 from pymx.imapd.namespace import INBOX
-from pymx.proto.imap.commands.folder import MailboxName, Rename
+from pymx.proto.imap.commands.folder import Create, MailboxName, Rename
 from pymx.proto.imap.errors import No
 
+# \All and \Flagged are views of other mailboxes' messages, which we don't have.
+_USES = {use.lower(): use for use in ("\\Archive", "\\Drafts", "\\Junk", "\\Sent", "\\Trash")}
 
-async def create(client: Client, arguments: MailboxName) -> bytes:
+
+async def create(client: Client, arguments: Create) -> bytes:
     # s. 6.3.3: a separator at the end says that children will come; the name is without it
     name = arguments.mailbox.removesuffix(client.namespace.separator)
     store = client.server.store
     there = client.namespace.to_store(name, create=True)
-    await store.create(client.account, there)
+    await store.create(client.account, there, await _special_use(client, arguments))
     made = await store.status(client.account, there)
     return b"OK [MAILBOXID (%b)] Create completed." % made.mailbox_id.encode()  # RFC 8474 s. 4.1
+
+
+async def _special_use(client: Client, arguments: Create) -> str:
+    """Raises No for a use we don't have, and for one that is another mailbox's: clients look for one of each."""
+    if not arguments.uses:
+        return ""
+    uses = []
+    for wanted in arguments.uses:
+        use = _USES.get(wanted.lower())
+        if use is None:
+            raise No(f"{wanted} is not supported", code="USEATTR")
+        uses.append(use)
+    for folder in await client.server.store.folders(client.account):
+        for use in uses:
+            if folder.exists and use in folder.special_use.split():
+                raise No(f"{use} is another mailbox", code="USEATTR")
+    return " ".join(dict.fromkeys(uses))
 
 
 async def delete(client: Client, arguments: MailboxName) -> bytes:

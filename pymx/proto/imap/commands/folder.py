@@ -1,4 +1,4 @@
-"""CREATE, DELETE, RENAME, SUBSCRIBE, UNSUBSCRIBE (RFC 3501 s. 6.3.3–6.3.7)."""
+"""CREATE, DELETE, RENAME, SUBSCRIBE, UNSUBSCRIBE (RFC 3501 s. 6.3.3–6.3.7), CREATE … (USE …) (RFC 6154)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,26 @@ class MailboxName:
 class Rename:
     old: str
     new: str
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """`uses` are special uses as the client wrote them (RFC 6154 s. 3)."""
+
+    mailbox: str
+    uses: tuple[str, ...]
+
+
+def parse_create(cursor: Cursor) -> Create:
+    cursor.space()
+    name = mailbox(cursor)
+    uses: tuple[str, ...] = ()
+    if not cursor.at_end() and cursor.skip(b" ("):
+        cursor.expect(b"USE ")
+        uses = tuple(cursor.flag_list())
+        cursor.expect(b")")
+    cursor.end()
+    return Create(name, uses)
 
 
 def parse_mailbox(cursor: Cursor) -> MailboxName:
