@@ -6,6 +6,8 @@ from pathlib import Path
 
 import dkim
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mailauth_samples import BODY, DOMAIN, FORMS, HEAD, MESSAGE, NOW, Keys, handmade, head_of, parts, pieces
 from support.dns_server import DnsServer, Failure
 from support.names import TIMEOUT, TableOfNames
@@ -362,3 +364,34 @@ async def test_real_name_server_gives_keys_and_failures(resolver: Resolver, dns_
     dns_server.fail(f"big._domainkey.{DOMAIN}", Failure.TRUNCATED)
     resolver.forget()
     assert (await only(resolver, big)).result == "pass"
+
+
+async def test_bare_line_feeds_are_not_repaired(names: TableOfNames, keys: Keys) -> None:
+    """RFC 6376 s. 3.4 knows CRLF only: what was signed with CRLF is not the same with LF."""
+    message = handmade(HEAD + b"\r\none\r\ntwo\r\n", keys.rsa[1024])
+    assert (await only(names, message)).result == "pass"
+    assert (await only(names, message.replace(b"one\r\ntwo", b"one\ntwo"))).result == "fail"
+
+
+TEXT = st.text(st.sampled_from(" \tab:;=\u00fc."), min_size=1, max_size=30).map(lambda text: text.encode())
+VALUE = st.lists(TEXT, min_size=1, max_size=3).map(
+    lambda lines: b"\r\n ".join(line.strip() or b"x" for line in lines)
+)  # fmt: skip
+FIELD = st.tuples(st.sampled_from([b"Subject", b"To", b"X-a", b"SUBJECT", b"List-Id"]), VALUE)
+LINE = st.text(st.sampled_from(" \tab."), max_size=8).map(lambda text: text.encode() + b"\r\n")
+
+
+@given(st.lists(FIELD, max_size=6), st.lists(LINE, max_size=12), st.sampled_from(FORMS), st.integers(1, 40))
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+async def test_whatever_dkimpy_signs_passes(
+    keys: Keys, fields: list[tuple[bytes, bytes]], lines: list[bytes], form: str, size: int
+) -> None:
+    """Headers with repeated and folded fields, bodies of blanks and empty lines, in pieces of any size."""
+    names = TableOfNames()
+    names.add(f"s._domainkey.{DOMAIN}", "TXT", keys.records[f"s._domainkey.{DOMAIN}"])
+    head = b"From: alice@example.test\r\n" + b"".join(name + b": " + value + b"\r\n" for name, value in fields)
+    signed_names = [b"from", b"to", b"subject", b"x-a", b"list-id", *[b"subject"] * 6]
+    message = dkimpy_signed(head + b"\r\n" + b"".join(lines), keys, form, include_headers=signed_names)
+    head = head_of(message)
+    results = await verify(names, head, pieces(message[len(head) :], size), now=NOW)
+    assert [(r.result, r.reason) for r in results] == [("pass", "")]
