@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from checks_rig import ALICE, OTHER_IP, Rig, letter, results
 from conftest import Start
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.rspamd import RealRspamd
 
 from pymx.checks.check import Facts
@@ -314,6 +316,24 @@ def test_fields_in_answers(milter: object, added: object, removed: object) -> No
 def test_answers_that_are_none(answer: bytes) -> None:
     with pytest.raises(RspamdUnavailable):
         read_answer(answer)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+keys = ["action", "score", "required_score", "thresholds", "symbols", "messages", "milter", "other"]
+
+
+@given(st.dictionaries(st.sampled_from(keys), json_values), json_values, json_values)
+@settings(max_examples=300, deadline=None)
+def test_no_answer_breaks_the_reader(answer: dict[str, object], added: object, removed: object) -> None:
+    """A scan, or RspamdUnavailable."""
+    milter = {"add_headers": added, "remove_headers": removed}
+    for each in (answer, {"action": "x", "milter": milter}):
+        with contextlib.suppress(RspamdUnavailable):
+            read_answer(json.dumps(each).encode())
 
 
 def test_who_comes_back_has_passed_greylisting() -> None:
