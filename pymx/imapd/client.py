@@ -82,6 +82,7 @@ class Client:
         "secure",
         "server",
         "tag",
+        "utf8",
         "wire",
     )
 
@@ -97,6 +98,7 @@ class Client:
         self.mailbox: Mailbox | None = None
         self.condstore = False
         self.qresync = False
+        self.utf8 = False  # UTF8=ACCEPT (RFC 9755) is enabled
         self.saved: Sequence[int] = ()  # UIDs of the last search with SAVE (RFC 5182)
         self.leaving = ""  # why the session ends after this command
         self.kept: tuple[int, bytes] | None = None  # a large message that is being fetched piece by piece
@@ -178,6 +180,10 @@ class Client:
             return ()
         there = set(self.selected.uids)
         return [uid for uid in self.saved if uid in there]
+
+    def on_wire(self, name: str) -> bytes:
+        """A name of the store as it stands in a response."""
+        return self.namespace.on_wire(name, utf8=self.utf8)
 
     # --- output
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pymx.proto.imap.errors import No
 from pymx.proto.imap.mailbox import encoded
-from pymx.proto.imap.response import string
+from pymx.proto.imap.response import string, utf8_string
 
 INBOX = "INBOX"
 
@@ -42,12 +42,12 @@ class Namespace:
     def to_client(self, name: str) -> str:
         return name if name == INBOX else self.prefix + name
 
-    def on_wire(self, name: str) -> bytes:
+    def on_wire(self, name: str, *, utf8: bool = False) -> bytes:
         """A name of the store as it stands in a response."""
-        return encoded(self.to_client(name))
+        return encoded(self.to_client(name), utf8=utf8)
 
-    def response(self) -> bytes:
+    def response(self, *, utf8: bool) -> bytes:
         return b"* NAMESPACE ((%b %b)) NIL NIL\r\n" % (
-            string(encoded(self.prefix).strip(b'"')),
+            utf8_string(self.prefix) if utf8 else string(encoded(self.prefix).strip(b'"')),
             string(self.separator.encode()),
         )

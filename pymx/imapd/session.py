@@ -493,6 +493,7 @@ class Session(asyncio.Protocol):
 
     async def _run(self, command: Command, request: Request) -> bytes:
         client = self._client
+        request.arguments.utf8 = client.utf8
         done = await command.act(client, request.arguments)
         if client.mailbox is not None and command.changes is not Changes.NONE:
             await self._tell(expunge=command.changes is Changes.ALL)

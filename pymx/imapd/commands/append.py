@@ -1,4 +1,7 @@
-"""APPEND (RFC 3501 s. 6.3.11), MULTIAPPEND (RFC 3502), APPENDUID (RFC 4315 s. 3), literal8 (RFC 3516 s. 4.4)."""
+"""APPEND (RFC 3501 s. 6.3.11), MULTIAPPEND (RFC 3502), APPENDUID (RFC 4315 s. 3), literal8 (RFC 3516 s. 4.4).
+
+Deviation: RFC 9755 s. 4 has raw octets in the header refused from clients without UTF8=ACCEPT; old messages have them.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,10 @@ async def enable(client: Client, arguments: Enable) -> bytes:
     if "QRESYNC" in arguments.capabilities and not client.qresync:
         enabled += b" QRESYNC"
         client.qresync = True
+    if "UTF8=ACCEPT" in arguments.capabilities and not client.utf8:
+        enabled += b" UTF8=ACCEPT"
+        client.utf8 = True
     client.write(b"* ENABLED%b\r\n" % enabled)
-    if enabled and not condstore:
+    if not condstore and (b"CONDSTORE" in enabled or client.qresync):
         client.enable_condstore()  # RFC 7162 s. 3.2.3: QRESYNC brings CONDSTORE along
     return b"OK Enabled."

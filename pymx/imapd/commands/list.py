@@ -90,12 +90,14 @@ def _attributes(entry: _Entry, arguments: ListMailboxes) -> list[bytes]:
     return attributes
 
 
-def _line(command: bytes, attributes: Sequence[bytes], separator: str, name: str, extra: bytes = b"") -> bytes:
+def _line(
+    client: Client, command: bytes, attributes: Sequence[bytes], separator: str, name: str, extra: bytes = b""
+) -> bytes:
     return b"* %b (%b) %b %b%b\r\n" % (
         command,
         b" ".join(attributes),
         string(separator.encode()),
-        encoded(name),
+        encoded(name, utf8=client.utf8),
         extra,
     )
 
@@ -113,7 +115,7 @@ async def list_mailboxes(client: Client, arguments: ListMailboxes) -> bytes:
     separator = namespace.separator
     if arguments.patterns == ("",) and not arguments.select:
         # s. 6.3.8: an empty name asks for the separator and the root of the reference
-        client.write(_line(b"LIST", [b"\\Noselect"], separator, ""))
+        client.write(_line(client, b"LIST", [b"\\Noselect"], separator, ""))
         return b"OK List completed."
     folders = await client.server.store.folders(client.account)
     entries = _tree(folders, namespace, missing="SUBSCRIBED" in arguments.select)
@@ -127,7 +129,7 @@ async def list_mailboxes(client: Client, arguments: ListMailboxes) -> bytes:
         if not chosen and not below:
             continue
         extra = b' ("CHILDINFO" (%b))' % parents[entry.name] if below else b""
-        client.write(_line(b"LIST", _attributes(entry, arguments), separator, entry.name, extra))
+        client.write(_line(client, b"LIST", _attributes(entry, arguments), separator, entry.name, extra))
         if arguments.status and entry.exists and entry.folder is not None and chosen:
             await _status(client, entry.folder.name, arguments.status)
     return b"OK List completed."
@@ -173,5 +175,5 @@ async def lsub(client: Client, arguments: ListMailboxes) -> bytes:
                 if above not in names and wanted.match(above):
                     shown.setdefault(above, False)
     for name in sorted(shown, key=lambda each: (each != INBOX, each)):
-        client.write(_line(b"LSUB", [] if shown[name] else [b"\\Noselect"], separator, name))
+        client.write(_line(client, b"LSUB", [] if shown[name] else [b"\\Noselect"], separator, name))
     return b"OK Lsub completed."

@@ -22,7 +22,7 @@ async def getquotaroot(client: Client, arguments: MailboxName) -> bytes:
     name = client.namespace.to_store(arguments.mailbox)
     await client.server.store.status(client.account, name)  # whether it exists
     limited = client.account.quota_octets > 0
-    client.write(b"* QUOTAROOT %b%b\r\n" % (client.namespace.on_wire(name), b' ""' if limited else b""))
+    client.write(b"* QUOTAROOT %b%b\r\n" % (client.on_wire(name), b' ""' if limited else b""))
     if limited:
         await _write_quota(client)
     return b"OK Getquotaroot completed."

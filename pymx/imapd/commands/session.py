@@ -32,5 +32,5 @@ async def check(client: Client, arguments: Nothing) -> bytes:
 
 
 async def namespace(client: Client, arguments: Nothing) -> bytes:
-    client.write(client.namespace.response())
+    client.write(client.namespace.response(utf8=client.utf8))
     return b"OK Namespace completed."

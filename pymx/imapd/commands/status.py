@@ -32,4 +32,4 @@ async def write_status(client: Client, name: str, items: Sequence[str]) -> None:
         "APPENDLIMIT": client.server.mail.max_message_octets,
     }
     text = " ".join(f"{item} {values[item]}" for item in items)
-    client.write(b"* STATUS %b (%b)\r\n" % (client.namespace.on_wire(name), text.encode()))
+    client.write(b"* STATUS %b (%b)\r\n" % (client.on_wire(name), text.encode()))

@@ -20,6 +20,14 @@ def string(text: bytes) -> bytes:
     return b"{%d}\r\n%b" % (len(text), text)
 
 
+def utf8_string(text: str) -> bytes:
+    """A quoted string of UTF-8 (RFC 9755 s. 3), or a literal if it holds what can't be quoted."""
+    octets = text.encode("utf-8", "replace")
+    if len(octets) > 1000 or not text.isprintable():
+        return literal(octets)
+    return b'"%b"' % _SPECIAL.sub(rb"\\\1", octets)
+
+
 def nstring(text: bytes | None) -> bytes:
     return b"NIL" if text is None else string(text)
 

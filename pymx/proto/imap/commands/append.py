@@ -49,8 +49,11 @@ def append_message(cursor: Cursor) -> AppendMessage:
     if cursor.peek() == 0x22:
         internaldate = parse_date_time(cursor.string())
         cursor.space()
+    extended = cursor.skip(b"UTF8 (")  # RFC 6855 s. 4, given up by RFC 9755
     binary = cursor.peek() == 0x7E
     content = cursor.literal()
+    if extended:
+        cursor.expect(b")")
     if isinstance(content, bytes):
         raise Bad("Literal in the wrong place")
     return AppendMessage(flags, keywords, internaldate, content, binary)

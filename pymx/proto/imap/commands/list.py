@@ -44,7 +44,7 @@ def _words(cursor: Cursor, known: frozenset[str]) -> frozenset[str]:
 
 def _patterns(cursor: Cursor) -> tuple[str, ...]:
     if not cursor.opens():
-        return (decoded(cursor.list_mailbox()),)
+        return (decoded(cursor.list_mailbox(), utf8=cursor.utf8),)
     cursor.expect(b"(")
     patterns: list[str] = []
     while not cursor.skip(b")"):
@@ -52,7 +52,7 @@ def _patterns(cursor: Cursor) -> tuple[str, ...]:
             cursor.space()
         if len(patterns) >= MAX_PATTERNS:
             raise Bad("Too many patterns")
-        patterns.append(decoded(cursor.list_mailbox()))
+        patterns.append(decoded(cursor.list_mailbox(), utf8=cursor.utf8))
     if not patterns:
         raise Bad("Missing pattern")
     return tuple(patterns)
@@ -88,7 +88,7 @@ def parse_list(cursor: Cursor) -> ListMailboxes:
         if "RECURSIVEMATCH" in chosen and not chosen & {"SUBSCRIBED", "SPECIAL-USE"}:
             raise Bad("RECURSIVEMATCH needs another selection option")  # RFC 5258 s. 3.1
         cursor.space()
-    reference = decoded(cursor.astring())
+    reference = decoded(cursor.astring(), utf8=cursor.utf8)
     cursor.space()
     extended = extended or cursor.opens()
     patterns = _patterns(cursor)
@@ -104,9 +104,9 @@ def parse_list(cursor: Cursor) -> ListMailboxes:
 
 def parse_lsub(cursor: Cursor) -> ListMailboxes:
     cursor.space()
-    reference = decoded(cursor.astring())
+    reference = decoded(cursor.astring(), utf8=cursor.utf8)
     cursor.space()
-    pattern = decoded(cursor.list_mailbox())
+    pattern = decoded(cursor.list_mailbox(), utf8=cursor.utf8)
     cursor.end()
     return ListMailboxes(reference, (pattern,))
 
