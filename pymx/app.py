@@ -34,6 +34,7 @@ from pymx.accounts.directory import Directory
 from pymx.admin.control import Control
 from pymx.admin.control_client import ControlError
 from pymx.checks.build import build_pipeline
+from pymx.checks.pipeline import Pipeline
 from pymx.config.check import check
 from pymx.config.load import ConfigError, load
 from pymx.config.model import Config
@@ -136,6 +137,10 @@ class Process:
         self._imap_servers: list[ImapServer] = []
         self._servers: list[Server] = []
         self._stop = asyncio.Event()
+        self._inbound: Inbound | None = None
+        self._build_checks: Callable[[Config], Pipeline | None] = lambda config: None
+        self._checks_settings = _checks_settings(self._config)
+        self._pipelines: list[Pipeline] = []  # the last one is in use
         self._status = 0
         self._log = log.get("app").bind(role=role)
 
@@ -210,10 +215,14 @@ class Process:
         authenticator = Authenticator(directory, config.accounts)
         stack.callback(authenticator.close)
         signer = Signer(site.data_dir / "dkim", complain=self._complain_of_key)
-        checks = build_pipeline(config, resolver)
-        if checks is not None:
-            stack.push_async_callback(checks.close)
+        stack.push_async_callback(self._close_checks)
+        self._build_checks = lambda config: self._keep_checks(build_pipeline(config, resolver))
+        try:
+            checks = self._build_checks(config)
+        except OSError as e:
+            raise StartError(f"[rspamd] password_file: {e.strerror}") from None
         inbound = Inbound(directory, mda, dispatch, smtp=config.smtp, hostname=config.hostname, checks=checks)
+        self._inbound = inbound
         submission = Submission(
             directory, authenticator, mda, dispatch, signer, submission=config.submission, hostname=config.hostname
         )
@@ -365,8 +374,17 @@ class Process:
         if left:
             self._log.warning("sessions_cut", count=left, reason=f"still open after drain_s = {self._config.drain_s}")
 
+    def _keep_checks(self, pipeline: Pipeline | None) -> Pipeline | None:
+        if pipeline is not None:
+            self._pipelines.append(pipeline)
+        return pipeline
+
+    async def _close_checks(self) -> None:
+        for pipeline in self._pipelines:
+            await pipeline.close()
+
     def _reload(self) -> None:
-        """SIGHUP: the certificate, the log level, the limits of SMTP and IMAP. The rest is named in the log."""
+        """SIGHUP: certificate, log level, checks, limits of SMTP and IMAP. The rest is named in the log."""
         try:
             config = load(self._site.path)
             problems = check(config)
@@ -374,9 +392,13 @@ class Process:
                 raise ConfigError("; ".join(problems))
             if self._site.certificates.configured:
                 self._site.certificates.reload()
-        except (ConfigError, PemError) as e:
+            checks = self._build_checks(config) if _checks_settings(config) != self._checks_settings else None
+        except (ConfigError, PemError, OSError) as e:
             self._log.error("reload_failed", reason=f"{e}; everything stays as it was")
             return
+        if self._inbound is not None and _checks_settings(config) != self._checks_settings:
+            self._inbound.checks = checks  # messages being checked keep the old ones
+            self._checks_settings = _checks_settings(config)
         logging.getLogger("pymx").setLevel(config.log.level.upper())
         for engine in self._engines:
             engine.smtp = config.smtp
@@ -386,6 +408,11 @@ class Process:
 
     def _complain_of_key(self, path: Path, reason: str) -> None:
         self._log.error("dkim_key_unusable", path=path, reason=reason)
+
+
+def _checks_settings(config: Config) -> tuple[object, ...]:
+    """What the checks are made of."""
+    return (config.checks, config.rspamd, config.limits.trusted)
 
 
 def _junk_mailbox(config: Config) -> str:
@@ -423,7 +450,7 @@ def _needs_restart(old: Config, new: Config) -> list[str]:
             changed.append(section.encode_name)
             continue
         for key in msgspec.structs.fields(type(before)):
-            reloaded = section.name in ("smtp", "imap") and not key.name.startswith("listen")
+            reloaded = section.name in ("smtp", "imap", "checks", "rspamd") and not key.name.startswith("listen")
             if getattr(before, key.name) != getattr(after, key.name) and not reloaded:
                 changed.append(f"{section.encode_name}.{key.encode_name}")
     return changed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import smtplib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from checks_rig import OTHER_IP, letter, zones
 from support.appliance import Appliance
 from support.dns_server import DnsServer
 from support.rspamd import RealRspamd
+from support.wait import wait_for
 
 
 def bring(server: Appliance, message: str, *, sender: str, peer: str = "127.0.0.2") -> tuple[int, bytes]:
@@ -74,6 +76,19 @@ def test_a_client_sees_junk_in_the_folder_for_it(with_rspamd: Appliance) -> None
         _, subscribed = client.lsub()
         assert any(b"Spam" in line for line in subscribed if isinstance(line, bytes))
     assert server.log().count("event=message_checked") == 4
+
+
+def test_a_reload_changes_the_checks(without_rspamd: Appliance) -> None:
+    """SIGHUP: no connection is lost for another list or a sealer."""
+    server = without_rspamd
+    assert server.process is not None
+    assert bring(server, letter(), sender="x@good.test", peer=OTHER_IP)[0] == 550
+    server.extra["checks"] = "dmarc = false\n"
+    server.write_config()
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "event=configuration_reloaded" in server.log())
+    assert "needs_restart" not in server.log()
+    assert bring(server, letter(), sender="x@good.test", peer=OTHER_IP)[0] == 250
 
 
 def test_an_http_client_is_loaded_for_rspamd_only(without_rspamd: Appliance) -> None:
