@@ -66,6 +66,7 @@ class Client:
     """One session's state."""
 
     __slots__ = (
+        "_behind",
         "_pieces",
         "_size",
         "client_id",
@@ -81,6 +82,7 @@ class Client:
         "saved",
         "secure",
         "server",
+        "synchronized",
         "tag",
         "utf8",
         "wire",
@@ -98,6 +100,8 @@ class Client:
         self.mailbox: Mailbox | None = None
         self.condstore = False
         self.qresync = False
+        self.synchronized = 0  # the modseq up to which the client has been told everything
+        self._behind = False  # it was told less than that of what it saw
         self.utf8 = False  # UTF8=ACCEPT (RFC 9755) is enabled
         self.saved: Sequence[int] = ()  # UIDs of the last search with SAVE (RFC 5182)
         self.leaving = ""  # why the session ends after this command
@@ -131,6 +135,7 @@ class Client:
     def unselect(self) -> None:
         mailbox, self.mailbox = self.mailbox, None
         self.saved = ()
+        self._behind = False
         self.forget_message()
         if mailbox is not None:
             mailbox.close()
@@ -243,6 +248,22 @@ class Client:
         before = mailbox.uids
         changes = await mailbox.refresh(expunge=expunge)
         self._write_changes(changes, before)
+        if self.qresync:
+            self._write_safe_modseq(mailbox)
+
+    def _write_safe_modseq(self, mailbox: Mailbox) -> None:
+        """Keep the client from believing in a modseq that is higher than one of an expunge it has not been told.
+
+        RFC 7162 s. 6: a client uses HIGHESTMODSEQ "even if it has seen higher mod-sequences".
+        """
+        if mailbox.held_back:
+            self._behind = True
+            self.write(b"* OK [HIGHESTMODSEQ %d] Expunged messages are not told yet.\r\n" % self.synchronized)
+            return
+        self.synchronized = mailbox.highestmodseq
+        if self._behind:
+            self._behind = False
+            self.write(b"* OK [HIGHESTMODSEQ %d] Highest.\r\n" % self.synchronized)
 
     def _write_expunged(self, before: Sequence[int], numbers: Sequence[int]) -> None:
         """Sequence numbers in the view `before`, descending."""

@@ -237,6 +237,11 @@ class Mailbox:
         return await self._run(first)
 
     @property
+    def held_back(self) -> bool:
+        """Expunged messages are still in the view, because of `refresh` without `expunge`."""
+        return self._held_back
+
+    @property
     def mailbox_id(self) -> str:
         """MAILBOXID (RFC 8474): stays when the mailbox is renamed."""
         return mailbox_id(self._guid)

@@ -143,7 +143,7 @@ async def test_forgotten_changes_leave_out_nothing(rig: Rig) -> None:
     mailbox.close()
 
 
-async def test_message_still_in_the_view_is_not_vanished_earlier(rig: Rig) -> None:
+async def test_expunge_held_back_is_not_earlier_and_lowers_the_modseq(rig: Rig) -> None:
     """RFC 7162 s. 3.2.10.1: EARLIER tells of messages that have no sequence number in this session."""
     for _ in range(3):
         await rig.deliver(MESSAGE)
@@ -152,9 +152,14 @@ async def test_message_still_in_the_view_is_not_vanished_earlier(rig: Rig) -> No
     other = await rig.select()
     await other.ok("STORE 2 +FLAGS.SILENT (\\Deleted)")
     await other.ok("EXPUNGE")
-    await client.ok("FETCH 1 FLAGS")  # holds the expunge back
+    held = await client.ok("FETCH 1 (FLAGS MODSEQ)")
+    # s. 6: a client that goes away now must not remember a modseq above that of the expunge
+    assert b"* OK [HIGHESTMODSEQ %d] Expunged messages are not told yet." % modseq in held
     lines = await client.ok(f"UID FETCH 1:3 (FLAGS) (CHANGEDSINCE {modseq} VANISHED)")
     assert not any(line.startswith(b"* VANISHED (EARLIER)") for line in lines)
     assert b"* VANISHED 2" in lines
+    assert lines.index(b"* VANISHED 2") < len(lines) - 2
+    assert _number(_HIGHEST, lines) > modseq
+    assert _HIGHEST.search(b"".join(await client.ok("NOOP"))) is None
     for each in (client, other):
         await each.close()

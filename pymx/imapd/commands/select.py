@@ -26,6 +26,7 @@ async def select(client: Client, arguments: Select) -> bytes:
     client.condstore = client.condstore or arguments.condstore
     mailbox = await client.server.store.open(client.account, name, read_only=arguments.read_only)
     client.mailbox = mailbox
+    client.synchronized = mailbox.highestmodseq
     client.write_flags()
     client.write_counts()
     view = mailbox.uids
