@@ -33,13 +33,16 @@ Keys = tuple[int | bytes | None, ...]
 
 _REPLACE = f"REPLACE INTO keys(id, {', '.join(COLUMNS)}) VALUES(?{', ?' * len(COLUMNS)})"
 _COPY = f"REPLACE INTO keys SELECT ?, {', '.join(COLUMNS)} FROM keys WHERE id=?"  # noqa: S608
+# Somebody may have expunged it since its header was read.
+_WITHOUT_MESSAGE = "DELETE FROM keys WHERE id=? AND NOT EXISTS (SELECT 1 FROM message WHERE message.id = keys.id)"
 _AT_ONCE = 200
 _BY_VALUE = 900
 
 
-def keep(db: Connection, made: Iterable[tuple[int, Keys | None]]) -> None:
-    """Write rows, by message id."""
+def keep(db: Connection, made: Sequence[tuple[int, Keys | None]]) -> None:
+    """Write rows, by message id, of those messages that are in the index."""
     db.executemany(_REPLACE, [(at, *keys) for at, keys in made if keys is not None])
+    db.executemany(_WITHOUT_MESSAGE, [(at,) for at, _ in made])
 
 
 def copy(db: Connection, pairs: Iterable[tuple[int, int]]) -> None:
@@ -63,21 +66,14 @@ def missing(db: Connection, low: int, uids: Sequence[int]) -> list[int]:
     return found
 
 
-def incomplete(db: Connection, low: int, uids: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Those of `uids` (ascending) that have no row yet, and those that have no INTERNALDATE."""
-    lacks = "(k.id IS NULL OR m.internaldate IS NULL)"
-    found = select(db, low, uids, "k.id IS NULL, m.internaldate IS NULL", lacks)
-    return [uid for uid, unmade, _ in found if unmade], [uid for uid, _, undated in found if undated]
-
-
-def select(db: Connection, low: int, uids: Sequence[int], columns: str, condition: str = "1") -> list[tuple[Any, ...]]:
+def select(db: Connection, low: int, uids: Sequence[int], columns: str) -> list[tuple[Any, ...]]:
     """(uid, *columns) of `uids` (ascending), of `message` m and `keys` k; what is not in the mailbox is absent."""
     if not uids:
         return []
-    statement = f"SELECT m.id & 4294967295, {columns} FROM message m LEFT JOIN keys k ON k.id = m.id WHERE {condition}"  # noqa: S608
+    statement = f"SELECT m.id & 4294967295, {columns} FROM message m LEFT JOIN keys k ON k.id = m.id WHERE"  # noqa: S608
     first, last = uids[0], uids[-1]
     if last - first < 4 * len(uids):
-        found = db.execute(statement + " AND m.id BETWEEN ? AND ? ORDER BY m.id", (low | first, low | last)).fetchall()
+        found = db.execute(statement + " m.id BETWEEN ? AND ? ORDER BY m.id", (low | first, low | last)).fetchall()
         if found and last - first + 1 != len(uids):
             wanted = set(uids)
             found = [row for row in found if row[0] in wanted]
@@ -85,7 +81,7 @@ def select(db: Connection, low: int, uids: Sequence[int], columns: str, conditio
     out: list[tuple[Any, ...]] = []
     for start in range(0, len(uids), _BY_VALUE):
         ids = [low | uid for uid in uids[start : start + _BY_VALUE]]
-        out += db.execute(f"{statement} AND m.id IN ({','.join('?' * len(ids))}) ORDER BY m.id", ids).fetchall()
+        out += db.execute(f"{statement} m.id IN ({','.join('?' * len(ids))}) ORDER BY m.id", ids).fetchall()
     return out
 
 

@@ -34,11 +34,20 @@ def find(
     for start in range(0, len(uids), _PORTION):
         if stopped():
             break
-        matched, undecided = _ask_index(box, low, where, uids[start : start + _PORTION], render, stopped)
+        portion = uids[start : start + _PORTION]
+        known = _ask_keys(box, where, portion) if uids is view.uids else None
+        matched, undecided = known or _ask_index(box, low, where, portion, render, stopped)
         if undecided:
             matched = sorted(matched + search.run(criterion, view, undecided))
         found += matched
     return found
+
+
+def _ask_keys(box: Box, where: Where, uids: Sequence[int]) -> tuple[list[int], list[int]] | None:
+    if not where.uses_keys:
+        return None
+    with box.home.index.read() as db:
+        return where.select_at_once(db, uids)
 
 
 def _ask_index(

@@ -31,6 +31,7 @@ ORDERS: Mapping[str, str] = {
 }
 _THREAD = f"{_SENT}, coalesce(k.base_subject, x''), coalesce(k.reply, 0), coalesce(k.thread, x'')"
 _PORTION = 10_000
+_NO_KEYS, _NO_DATE = 1, 2
 
 Row = tuple[Any, ...]
 
@@ -55,7 +56,7 @@ def thread(
     box: Box, low: int, uids: Sequence[int], algorithm: str, render: Render | None, stopped: Callable[[], bool]
 ) -> threads.Forest:
     """`uids` (ascending) as threads."""
-    found = _rows(box, low, uids, _THREAD, render, stopped)
+    found = [row[:-1] for row in _rows(box, low, uids, _THREAD, render, stopped)]
     if algorithm == "ORDEREDSUBJECT":
         return threads.by_subject(found)
     return threads.by_references(found, merge_subjects=algorithm == "REFERENCES")
@@ -64,18 +65,27 @@ def thread(
 def _rows(
     box: Box, low: int, uids: Sequence[int], columns: str, render: Render | None, stopped: Callable[[], bool]
 ) -> list[Row]:
-    """(uid, *columns) of the messages that are there."""
+    """(uid, *columns, …) of the messages that are there."""
     found: list[Row] = []
     for start in range(0, len(uids), _PORTION):
         if stopped():
             break
         portion = uids[start : start + _PORTION]
-        with box.home.index.read() as db:
-            unmade, undated = keys.incomplete(db, low, portion)
-        if unmade and render is not None:
-            reading.fill_keys(box, low, unmade, render, stopped)
-        if undated:
-            reading.rows(box, low, undated, False, None)
-        with box.home.index.read() as db:
-            found += keys.select(db, low, portion, columns)
+        rows = _portion(box, low, portion, columns)
+        lacking = [row for row in rows if row[-1]]
+        if lacking:
+            unmade = [row[0] for row in lacking if row[-1] & _NO_KEYS]
+            undated = [row[0] for row in lacking if row[-1] & _NO_DATE]
+            if unmade and render is not None:
+                reading.fill_keys(box, low, unmade, render, stopped)
+            if undated:
+                reading.rows(box, low, undated, False, None)
+            rows = _portion(box, low, portion, columns)
+        found += rows
     return found
+
+
+def _portion(box: Box, low: int, uids: Sequence[int], columns: str) -> list[Row]:
+    lacks = f"({_NO_KEYS} * (k.id IS NULL)) | ({_NO_DATE} * (m.internaldate IS NULL))"
+    with box.home.index.read() as db:
+        return keys.select(db, low, uids, f"{columns}, {lacks}")

@@ -7,6 +7,7 @@ scan tells which messages match for certain and which have to be asked further; 
 from __future__ import annotations
 
 import datetime
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from pymx.mail import search
@@ -36,7 +37,29 @@ class Where:
         self._parameters: dict[str, int | bytes] = {}
         self._terms = 0
         self.uses_keys = False
+        self._uses_message = False
         self._expression = self._of(criterion, 0)
+
+    def select_at_once(self, db: Connection, uids: Sequence[int]) -> tuple[list[int], list[int]] | None:
+        """As `select`, for all UIDs of a view between two of them: from `keys` alone, in half the time.
+
+        None when that can't be: the criterion asks for more, or not every message has its row there.
+        """
+        if self._uses_message or not uids:
+            return None
+        within = {"first": self._low | uids[0], "last": self._low | uids[-1]}
+        # CASE evaluates once; what is undecided comes out negative.
+        count, text = db.execute(
+            f"SELECT count(*), group_concat(CASE {self._expression}"  # noqa: S608
+            " WHEN 1 THEN k.id & 4294967295 WHEN 0 THEN NULL ELSE -(k.id & 4294967295) END)"
+            " FROM keys k WHERE k.id BETWEEN :first AND :last",
+            self._parameters | within,
+        ).fetchone()
+        if count != len(uids):
+            return None
+        found = sorted(map(int, text.split(","))) if text else []
+        decided = bisect_left(found, 0)
+        return found[decided:], [-uid for uid in reversed(found[:decided])]
 
     def select(self, db: Connection, uids: Sequence[int]) -> tuple[list[int], list[int]]:
         """Of `uids` (ascending): those that match, and those about which the index does not know enough."""
@@ -91,12 +114,14 @@ class Where:
                 self.uses_keys = True
                 return self._day("k.sent_day", op, day.toordinal(), 1, 1)
             case search.Date(which, op, day):
+                self._uses_message = True
                 column = "m.savedate" if which == "saved" else "m.internaldate"
                 return self._day(column, op, (day.toordinal() - _EPOCH_DAY) * 86400, 86400, None)
             case _:
                 return self._cheap(criterion)
 
     def _cheap(self, criterion: Criterion) -> str:
+        self._uses_message = True
         match criterion:
             case search.Flags(bits, want):
                 return f"(m.flags & {self._value(bits)} = {self._value(bits if want else 0)})"
