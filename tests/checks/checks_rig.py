@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import smtplib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from email.message import Message
 from email.parser import BytesParser
@@ -135,6 +135,10 @@ class Rig:
     def lines(self, event: str) -> list[dict[str, Any]]:
         """The fields of every log line of that event."""
         return [vars(r)["fields"] for r in self.caplog.records if r.getMessage() == event]
+
+
+Start = Callable[..., contextlib.AbstractAsyncContextManager[Rig]]
+"""The fixture `checked`: `async with checked(checks=…, rspamd=…) as rig`."""
 
 
 def results(message: Message) -> str:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from checks_rig import Rig, checked_mail
+from checks_rig import Rig, Start, checked_mail
 from support.dns_server import DnsServer
 from support.tls import TlsFiles
-
-Start = Callable[..., AbstractAsyncContextManager[Rig]]
 
 
 @pytest.fixture

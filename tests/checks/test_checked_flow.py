@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from checks_rig import ALICE, BOB, OTHER_IP, Rig, letter, results
-from conftest import Start
+from checks_rig import ALICE, BOB, OTHER_IP, Rig, Start, letter, results
 from support.dns_server import Failure
 
 from pymx.config.model import Checks

@@ -9,8 +9,7 @@ import shutil
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from checks_rig import ALICE, OTHER_IP, Rig, letter, results
-from conftest import Start
+from checks_rig import ALICE, OTHER_IP, Rig, Start, letter, results
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.rspamd import RealRspamd

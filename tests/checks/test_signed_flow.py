@@ -7,8 +7,7 @@ import smtplib
 
 import dkim
 import pytest
-from checks_rig import ALICE, OTHER_IP, Rig, letter, results
-from conftest import Start
+from checks_rig import ALICE, OTHER_IP, Rig, Start, letter, results
 from support.dns_server import Failure
 
 from pymx.config.model import Checks
