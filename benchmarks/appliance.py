@@ -1,6 +1,6 @@
 """Start a pymx with many users for a load generator, and leave it running until Ctrl-C.
 
-    python benchmarks/appliance.py DIRECTORY [--workers N] [--database URL] [--users 200] [--remote-port 2525]
+    python benchmarks/appliance.py DIRECTORY [--workers N] [--database URL] [--users 200] [--no-checks]
 
 Writes into DIRECTORY: `users.txt` ("address password" per line), `procs.txt` ("pymx=PID"), `pymx.toml`, the log. Ports:
 SMTP 2525+1000·k are fixed so that a command line can be repeated: 3525 SMTP, 3465 submission (TLS), 3587 submission
@@ -47,9 +47,19 @@ max_connections_per_ip = 10000
 max_connections = 10000
 [control]
 socket = "{top}/run/control.sock"
+[dns]
+nameservers = [{nameservers}]
+[checks]
+spf = {checks}
+dkim = {checks}
+dmarc = {checks}
+arc = {checks}
+iprev = {checks}
+helo = {checks}
 [outbound]
 allow_private = true
 max_per_destination = 20
+keep_connection_s = 1
 [[outbound.route]]
 domain = "sink.test"
 host = "127.0.0.1"
@@ -65,6 +75,8 @@ def main() -> int:
     parser.add_argument("--users", type=int, default=200)
     parser.add_argument("--database", default="")
     parser.add_argument("--loop", default="uvloop")
+    parser.add_argument("--no-checks", action="store_true", help="no SPF, DKIM, DMARC, ARC")
+    parser.add_argument("--nameserver", default="", help="ADDRESS:PORT for the checks")
     parser.add_argument("--remote-port", type=int, default=2525)
     a = parser.parse_args()
     top = a.directory.resolve()
@@ -80,6 +92,8 @@ def main() -> int:
             loop=a.loop,
             database=a.database or f"sqlite:///{top}/pymx.sqlite",
             remote_port=a.remote_port,
+            checks=str(not a.no_checks).lower(),
+            nameservers=f'"{a.nameserver}"' if a.nameserver else "",
         )
     )
     if not (top / "users.txt").exists():

@@ -41,6 +41,7 @@ from pymx.config.model import Config
 from pymx.imapd.server import ImapServer
 from pymx.mail.envelope import Envelope, Listener
 from pymx.mailauth.dkim.sign import Signer
+from pymx.mailauth.dmarc.organization import load_suffixes
 from pymx.mda.deliver import Mda
 from pymx.ms.removed import purge
 from pymx.ms.store import Store
@@ -80,6 +81,8 @@ def serve(path: Path) -> int:
     try:
         site = prepare(path, config)
         workers = (os.cpu_count() or 1) if config.workers == "auto" else config.workers
+        if config.checks.dmarc:
+            load_suffixes()  # once, for all processes that are forked from this one
         if workers == 1:
             return _run_process(site, "all", lambda: _announce_ready())
         return run_supervisor(
