@@ -4,8 +4,9 @@ A session at rest has no task: `data_received` asks the receiver, and only a who
 while there are more and then ends. IDLE rests in the same way; a hint from the store or DONE starts the next task. A
 client that goes away stops searches and sorts; other work is finished, and the task ends at the next thing to send.
 
-Time is looked at by `sweep`, once a second: login timeout, autologout (RFC 3501 s. 5.4), "still here" in IDLE, and a
-client that does not read. What goes wrong inside is logged once with its traceback and answered NO [SERVERBUG].
+Time is looked at by `sweep`, once a second: login timeout, autologout (RFC 3501 s. 5.4), "still here" in IDLE, commands
+that take long (RFC 9585), and a client that does not read. What goes wrong inside is logged once with its traceback and
+answered NO [SERVERBUG].
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 STILL_HERE_S = 120.0
 KEEP_MESSAGE_S = 10.0
+IN_PROGRESS_S = 10.0
+_STREAMED = frozenset({b"FETCH", b"UID FETCH"})  # stop within a literal, where no line may come between
 _MAX_WAITING = 131_072  # octets of further commands taken in while one runs
 _MAX_BEFORE_LOGIN = 16_384  # octets of a command, and of what waits behind it, from somebody unknown
 _MAX_SWALLOWED = 4  # times the size of the largest message: what is read of a literal nobody wants
@@ -57,6 +60,7 @@ class Session(asyncio.Protocol):
         "_reading_paused",
         "_receiver",
         "_server",
+        "_slow_since",
         "_started",
         "_task",
         "_transport",
@@ -83,6 +87,7 @@ class Session(asyncio.Protocol):
         self._counted = False
         self._commands = 0
         self._errors = 0
+        self._slow_since = 0.0  # when the command began or the client last heard of it; 0: never to be told
         self._started = self._last_input = self._last_output = self._loop.time()
 
     # --- asyncio.Protocol
@@ -250,6 +255,11 @@ class Session(asyncio.Protocol):
             event = self._receiver.next_event()
         return event
 
+    @property
+    def busy(self) -> bool:
+        """A command runs."""
+        return self._task is not None
+
     def _hint(self) -> None:
         """The mailbox may have changed."""
         if self._idle_tag is None:
@@ -276,6 +286,9 @@ class Session(asyncio.Protocol):
             if self._paused and now - self._last_output > imap.idle_timeout_s and self._transport is not None:
                 self._ended = "client does not read"
                 self._transport.abort()
+            elif self._slow_since and now - self._slow_since > IN_PROGRESS_S and not self._paused:
+                self._slow_since = now
+                self.send(b'* OK [INPROGRESS ("%b" NIL NIL)] Still working on it.\r\n' % client.tag)
             return
         if silent > imap.idle_timeout_s:
             self._bye("Autologout; idle for too long.", "idle timeout")
@@ -494,7 +507,11 @@ class Session(asyncio.Protocol):
     async def _run(self, command: Command, request: Request) -> bytes:
         client = self._client
         request.arguments.utf8 = client.utf8
-        done = await command.act(client, request.arguments)
+        self._slow_since = 0.0 if request.name in _STREAMED else self._loop.time()
+        try:
+            done = await command.act(client, request.arguments)
+        finally:
+            self._slow_since = 0.0
         if client.mailbox is not None and command.changes is not Changes.NONE:
             await self._tell(expunge=command.changes is Changes.ALL)
         if client.owner is not None and not self._receiver.append_limit:

@@ -8,7 +8,7 @@ collector and `drain` can wait for deliveries in progress.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Protocol
 
 SWEEP_S = 1.0
@@ -35,6 +35,9 @@ class Sessions:
 
     def __len__(self) -> int:
         return len(self._live)
+
+    def __iter__(self) -> Iterator[Live]:
+        return iter(tuple(self._live))
 
     def start(self) -> None:
         """Begin to sweep, in the running loop."""
