@@ -59,6 +59,7 @@ class Rig:
     port: int
     starttls_port: int
     imap: ImapServer
+    ca: Path  # of the servers' certificate
 
     async def deliver(self, message: bytes, mailbox: str = "INBOX", owner: Owner = ALICE) -> int:
         """Deliver as the MDA does; the UID."""
@@ -191,7 +192,9 @@ async def running(
         await server.start()
         servers.append(server)
     try:
-        yield Rig(store, accounts, sessions, tls_files.client_context(verify=False), ports[0], ports[1], made[0])
+        yield Rig(
+            store, accounts, sessions, tls_files.client_context(verify=False), ports[0], ports[1], made[0], tls_files.ca
+        )
     finally:
         for server in servers:
             server.close()
