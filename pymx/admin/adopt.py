@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from pymx.admin import dovecot
 from pymx.admin.context import Context, CtlError, Exit
 from pymx.admin.mailbox import accounts, printable
-from pymx.ms.dovecotplace import Place, expand
+from pymx.ms.dovecotplace import Place, control_root, expand
 from pymx.ms.errors import StoreError
 from pymx.ms.fault import Finding
 from pymx.ms.layout import Layout
@@ -73,22 +73,30 @@ def place_of(context: Context, settings: dovecot.Settings, owner: Owner) -> Plac
     """The account's directories as Dovecot has them."""
     root = owner.path(os.fsencode(context.config.mail.root))
     home = expand(settings.home, owner)
-    apart = [os.fsencode(expand(part, owner, home)) for part in (settings.location.control, settings.location.index)]
-    return Place(root, *(part if part and os.path.isdir(part) else b"" for part in apart))
+    control, index = (
+        os.fsencode(expand(part, owner, home)) for part in (settings.location.control, settings.location.index)
+    )
+    if not control or not os.path.isdir(control):
+        control = control_root(context.config.mail.control_dir, owner)
+    return Place(root, context.config.mail.layout == "fs", control, index if os.path.isdir(index) else b"")
 
 
 # Does the configuration fit?
 
 
-def unfit(context: Context, settings: dovecot.Settings) -> Iterator[Finding]:
+def unfit(context: Context, settings: dovecot.Settings, *, named: bool) -> Iterator[Finding]:
     """What Dovecot's configuration and pymx's say differently of all accounts."""
     mail, location = context.config.mail, settings.location
     if not settings.known:
         text = "Dovecot's configuration was not found here: layout, separator and prefix are not compared with it"
         yield Finding("", "no_doveconf", text, "name it with --dovecot-config FILE", wrong=False)
         return
-    if location.kind and location.kind != "maildir":
-        text = f"Dovecot keeps mail as {location.kind}, pymx only as Maildir"
+    if location.kind != "maildir":
+        if not named:  # as Debian installs it
+            text = f"the Dovecot configured here keeps mail as {location.kind or 'it finds it'}: not these Maildirs"
+            yield Finding("", "other_dovecot", text, "name its configuration with --dovecot-config FILE", wrong=False)
+            return
+        text = f"Dovecot keeps mail as {location.kind or 'it finds it'}, pymx only as Maildir"
         yield Finding("", "not_maildir", text, "convert it first: doveadm sync -u USER maildir:DIRECTORY")
     layout = {"maildir++": "maildir++", "fs": "fs"}.get(location.layout)
     if layout is None:
@@ -115,13 +123,14 @@ def unfit(context: Context, settings: dovecot.Settings) -> Iterator[Finding]:
         yield Finding("", "packing", text, "switch the plugin off and let Dovecot write these messages anew")
 
 
-def apart(context: Context, place: Place) -> Iterator[Finding]:
-    """Dovecot's files in directories of their own, which pymx would not find there."""
-    if place.control:
+def apart(context: Context, settings: dovecot.Settings, owner: Owner, place: Place) -> Iterator[Finding]:
+    """Dovecot's files in directories of their own: does pymx know of them?"""
+    if place.control != control_root(context.config.mail.control_dir, owner):
         where = os.fsdecode(place.control)
-        text = f"Dovecot has uidlists, keywords and subscriptions apart (CONTROL={where}); pymx looks beside the mail"
-        remedy = f"with Dovecot stopped, move each directory's files to the mailbox it is of, INBOX's to {where}/.. "
-        yield Finding("", "control_apart", text, remedy.replace(f"{where}/.. ", "the account's own directory"))
+        text = f"Dovecot has uidlists, keywords and subscriptions apart, in {where}"
+        template = settings.location.control.replace("~", settings.home, 1)
+        remedy = f'set control_dir = "{template}" under [mail] in pymx.toml'
+        yield Finding("", "control_apart", text, remedy)
     if place.index:
         text = f"Dovecot has its indexes apart (INDEX={os.fsdecode(place.index)}); pymx does not need them"
         yield Finding("", "index_apart", text, wrong=False)
@@ -133,7 +142,7 @@ def apart(context: Context, place: Place) -> Iterator[Finding]:
 def _check(args: argparse.Namespace, context: Context, settings: dovecot.Settings, alive: str) -> int:
     mail = context.config.mail
     layout = Layout(mail.layout, mail.separator)
-    general = list(unfit(context, settings))
+    general = list(unfit(context, settings, named=bool(args.dovecot_config)))
     if not context.json:
         print(f"Dovecot: {alive or 'does not run here'}")
         if settings.known:
@@ -145,7 +154,7 @@ def _check(args: argparse.Namespace, context: Context, settings: dovecot.Setting
     for owner in accounts(context, args.user):
         place = place_of(context, settings, owner)
         seen = survey(place, layout, user=owner.email, read_messages=not args.quick)
-        seen.findings += apart(context, place)
+        seen.findings += apart(context, settings, owner, place)
         compared = _compared(args, context, owner, place)
         bad = bad or any(finding.wrong for finding in seen.findings) or bool(compared and compared.differences)
         if context.json:
@@ -233,14 +242,14 @@ def _print(indent: str, findings: list[Finding]) -> None:
 def _adopt(args: argparse.Namespace, context: Context, settings: dovecot.Settings, alive: str) -> int:
     if alive:
         raise CtlError(f"Dovecot runs: {alive}; stop it first: systemctl disable --now dovecot dovecot.socket")
-    wrong = [f for f in unfit(context, settings) if f.wrong and f.kind != "packing"]
+    wrong = [f for f in unfit(context, settings, named=bool(args.dovecot_config)) if f.wrong and f.kind != "packing"]
     if wrong:
         raise CtlError(f"{wrong[0].text}; {wrong[0].remedy}")
     mail = context.config.mail
     count = 0
     for owner in accounts(context, args.user):
         place = place_of(context, settings, owner)
-        _refuse(context, owner, place)
+        _refuse(context, settings, owner, place)
         count += 1
         if args.user:
             _take(context, owner)
@@ -252,7 +261,7 @@ def _adopt(args: argparse.Namespace, context: Context, settings: dovecot.Setting
     return Exit.OK
 
 
-def _refuse(context: Context, owner: Owner, place: Place) -> None:
+def _refuse(context: Context, settings: dovecot.Settings, owner: Owner, place: Place) -> None:
     """CtlError for what would make an account look empty or wrong."""
     held = dovecot.locks(place.root)
     if held:
@@ -260,7 +269,7 @@ def _refuse(context: Context, owner: Owner, place: Place) -> None:
     found = layout_of(place.root)
     if found in ("fs", "maildir++") and found != context.config.mail.layout:
         raise CtlError(f'{owner.email}: the folders are of the layout {found}; set layout = "{found}" under [mail]')
-    blocking = [finding for finding in apart(context, place) if finding.wrong]
+    blocking = [finding for finding in apart(context, settings, owner, place) if finding.wrong]
     if blocking:
         raise CtlError(f"{owner.email}: {blocking[0].text}; {blocking[0].remedy}")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pymx.admin.context import Context, CtlError, Exit
 from pymx.ms.audit import Audit
+from pymx.ms.dovecotplace import Place, control_root
 from pymx.ms.errors import InvalidName, NoSuchMailbox, StoreError
 from pymx.ms.fault import Finding
 from pymx.ms.layout import Layout, is_mailbox
@@ -77,7 +78,10 @@ def _check(args: argparse.Namespace, context: Context) -> int:
         if not is_mailbox(root) and args.user is None:
             continue
         looked_at += 1
-        audit = Audit(root, layout, index_path(mail, owner), user=owner.email, read_messages=not args.quick)
+        place = Place(root, layout.fs, control_root(mail.control_dir, owner))
+        audit = Audit(
+            root, layout, index_path(mail, owner), user=owner.email, read_messages=not args.quick, place=place
+        )
         try:
             levels = layout.levels(args.mailbox) if args.mailbox else None
             found += [(owner.email, finding) for finding in audit.run(levels)]

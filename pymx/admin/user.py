@@ -19,6 +19,7 @@ from pymx.accounts.registry import Registry
 from pymx.admin.accounts import read_password, registry
 from pymx.admin.context import Context, CtlError, Exit
 from pymx.mail.address import Address, AddressError, parse_address
+from pymx.ms.dovecotplace import control_root
 from pymx.ms.errors import InvalidName
 from pymx.ms.owner import Owner
 from pymx.ms.removed import DIRECTORY
@@ -184,9 +185,11 @@ def _put_aside(context: Context, email: str) -> Path | None:
 
 
 def _drop_index(context: Context, address: Address) -> None:
-    """The cache that lies apart from the mail: it would tell the next user of the name about it."""
+    """What lies apart from the mail, index and Dovecot's CONTROL=: it would tell the next user of the name about it."""
+    owner = Owner(address.domain, address.local_part)
+    if context.config.mail.control_dir:
+        shutil.rmtree(control_root(context.config.mail.control_dir, owner), ignore_errors=True)
     if context.config.mail.index_dir:
-        owner = Owner(address.domain, address.local_part)
         shutil.rmtree(owner.path(os.fsencode(context.config.mail.index_dir)), ignore_errors=True)
 
 

@@ -44,6 +44,9 @@ class Mail(Struct, forbid_unknown_fields=True, frozen=True):
     separator: Annotated[str, _doc("hierarchy separator that clients see; . or /")] = "."
     prefix: Annotated[str, _doc("namespace prefix that clients see, such as INBOX.; empty = none")] = ""
     index_dir: Annotated[str, _doc("where the index caches go; empty = beside the mail")] = ""
+    control_dir: Annotated[
+        str, _doc("Dovecot's CONTROL= directory if it had one, such as /var/control/%d/%n; empty = beside the mail")
+    ] = ""
     max_message_octets: Annotated[Positive, _doc("largest message accepted, in or out")] = 52_428_800
     subaddress_delimiter: Annotated[str, _doc("alice+shop@ goes to alice@; empty = off")] = "+"
     default_quota_mb: Annotated[NonNegative, _doc("mailbox limit in MiB where none is set; 0 = unlimited")] = 0

@@ -13,8 +13,9 @@ from typing import TypeVar
 
 from pymx import log
 from pymx.ms import folders, morekeywords, subscriptions
-from pymx.ms.box import Box, Home
+from pymx.ms.box import Box, Home, make_directories
 from pymx.ms.disk import Disk
+from pymx.ms.dovecotplace import Place
 from pymx.ms.errors import NoSuchMailbox, translated
 from pymx.ms.index import Index, IndexBusy, IndexDamaged
 from pymx.ms.layout import INBOX, Layout, Levels, is_mailbox, storage_name
@@ -40,6 +41,7 @@ class Account:
         host: bytes,
         changed: Callable[[str, str, int], None],
         boot: str = "",
+        control: bytes = b"",
     ) -> None:
         self.layout = layout
         self.email = owner.email
@@ -59,6 +61,7 @@ class Account:
             Index(index_path, mode=mode, boot=boot),
             host,
             mode,
+            Place(root, layout.fs, control),
             self._path_of,
             lambda guid, modseq: changed(owner.email, guid, modseq),
         )
@@ -97,24 +100,18 @@ class Account:
 
     def make_inbox(self) -> None:
         """The account's own directory and the mailbox in it."""
-        self._make_root(self.home.root)
+        self._make_roots()
         with folders.account_lock(self.home):
             if not is_mailbox(self.home.root):
-                if os.path.exists(os.path.join(self.home.root, b"dovecot-uidlist")):
-                    Box(self.home, INBOX, self.home.root, reconcile, morekeywords.write).mend()
+                inbox = Box(self.home, INBOX, self.home.root, reconcile, morekeywords.write)
+                if os.path.exists(inbox.uidlist):
+                    inbox.mend()
                 else:
-                    folders.make(self.home, self.home.root, inbox=True)
+                    folders.make(self.home, self.home.root, INBOX)
 
-    def _make_root(self, path: bytes) -> None:
-        if os.path.isdir(path):
-            return
-        parent = os.path.dirname(path)
-        self._make_root(parent)
-        try:
-            self.home.disk.mkdir(path, 0o700)
-        except FileExistsError:
-            return
-        self.home.disk.sync_directory(parent)
+    def _make_roots(self) -> None:
+        for path in (self.home.root, self.home.place.account_files):
+            make_directories(self.home.disk, path)
 
     def usage(self) -> tuple[int, int]:
         """Octets and messages of all mailboxes; those the index has never seen are looked at first."""
@@ -142,10 +139,10 @@ class Account:
             sweep_tmp(box)
 
     def subscribe(self, levels: Levels, *, subscribe: bool) -> None:
-        self._make_root(self.home.root)
+        self._make_roots()
         separator = "/" if self.layout.fs else "."
         subscriptions.change(
-            self.home.disk, self.home.root, separator, levels, subscribe=subscribe, mode=self.home.mode
+            self.home.disk, self.home.place.account_files, separator, levels, subscribe=subscribe, mode=self.home.mode
         )
 
     def close(self) -> None:

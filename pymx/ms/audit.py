@@ -58,7 +58,7 @@ class Audit:
     ) -> None:
         """`place`: where Dovecot has its files, if not all in `root`."""
         self.root = root
-        self._place = place or Place(root)
+        self._place = place or Place(root, layout.fs)
         self.layout = layout
         self.user = user
         self._index_path = index
@@ -136,7 +136,7 @@ class Audit:
         found: uidlist.UidList | None = None
         with contextlib.suppress(uidlist.Damaged):
             found = uidlist.parse(snapshot.uidlist or b"")
-        for problem in self._problems(path, self._place.control_of(path, levels, fs=self.layout.fs), snapshot, found):
+        for problem in self._problems(path, self._place.control_of(path, levels), snapshot, found):
             yield self._finding(name, problem)
         for problem in self._sizes(path, snapshot, found):
             yield self._finding(name, problem)
@@ -173,7 +173,7 @@ class Audit:
     # Looking at one moment
 
     def _snapshot(self, levels: Levels, path: bytes) -> Snapshot:
-        control = self._place.control_of(path, levels, fs=self.layout.fs)
+        control = self._place.control_of(path, levels)
         for attempt in range(_TRIES):
             with contextlib.ExitStack() as stack:
                 if attempt == _TRIES - 1:

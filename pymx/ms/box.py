@@ -19,6 +19,7 @@ from types import TracebackType
 from pymx.ms import uidlist
 from pymx.ms.disk import Disk
 from pymx.ms.dotlock import DotLock
+from pymx.ms.dovecotplace import Place
 from pymx.ms.errors import NoSuchMailbox
 from pymx.ms.index import FLAGGED, UID_BITS, UID_MASK, Connection, Index
 from pymx.ms.layout import Levels, storage_name
@@ -86,6 +87,7 @@ class Home:
     index: Index
     host: bytes
     mode: int
+    place: Place
     path_of: Callable[[str], bytes | None]  # storage name to directory
     changed: Callable[[str, int], None]  # guid, modseq; called after unlocking, from any thread
 
@@ -108,7 +110,8 @@ class Box:
         self.cur = os.path.join(path, b"cur")
         self.new = os.path.join(path, b"new")
         self.tmp = os.path.join(path, b"tmp")
-        self.uidlist = os.path.join(path, uidlist.NAME)
+        self.control = home.place.control_of(path, levels)  # Dovecot's CONTROL=; path itself without
+        self.uidlist = os.path.join(self.control, uidlist.NAME)
         self.mutex = threading.RLock()
         self.reconcile = reconcile
         self.write_more_keywords = write_more_keywords
@@ -196,7 +199,7 @@ class Box:
                 os.close(fd)
             if found.st_ino != known_ino:
                 # Somebody renamed a new file here, perhaps without syncing the directory.
-                self.home.disk.sync_directory(self.path)
+                self.home.disk.sync_directory(self.control)
             self._told = (found.st_ino, found.st_size)
 
     def told(self, ino: int, size: int) -> None:
@@ -264,7 +267,13 @@ class Hold:
 
     def _acquire_dotlock(self) -> None:
         try:
-            self._dotlock.acquire()
+            try:
+                self._dotlock.acquire()
+            except FileNotFoundError:
+                if self.box.control == self.box.path:
+                    raise
+                make_directories(self.disk, self.box.control)
+                self._dotlock.acquire()
         except FileNotFoundError:
             raise NoSuchMailbox(f"Mailbox {self.box.name} does not exist") from None
         self._dotlocked = True
@@ -401,7 +410,7 @@ class Hold:
             self.disk.close(fd)
         self.disk.rename(temporary, self.box.uidlist)
         # Before unlocking: else an append by the next holder, synced, would hang on an unsynced rename.
-        self.disk.sync_directory(self.box.path)
+        self.disk.sync_directory(self.box.control)
         self.box.told(ino, len(data))
         self.touched()
 
@@ -428,6 +437,19 @@ class Hold:
             " coalesce(sum(octets), 0) FROM message WHERE id BETWEEN ? AND ?",
             (row.low, row.high),
         ).fetchone()
+
+
+def make_directories(disk: Disk, path: bytes) -> None:
+    """A directory and what is missing above it, durably."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    make_directories(disk, parent)
+    try:
+        disk.mkdir(path, 0o700)
+    except FileExistsError:
+        return
+    disk.sync_directory(parent)
 
 
 def runs(uids: Iterable[int]) -> list[tuple[int, int]]:

@@ -7,6 +7,7 @@ directory like the others (`.INBOX`, with LAYOUT=fs `INBOX`); with INDEX= so are
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 from pymx.ms.layout import INBOX, Levels
@@ -43,9 +44,11 @@ def expand(template: str, owner: Owner, home: str = "") -> str:
     """Dovecot's variables for the account: `%u`, `%n`, `%d`, `%{user}`, `~`."""
     local_part, domain = owner.local_part.lower(), owner.domain.lower()
     user = f"{local_part}@{domain}"
-    for name, value in (("user", user), ("username", local_part), ("domain", domain), ("home", home)):
+    for name, value in (("user|username", local_part), ("user|domain", domain), ("user", user)):
+        pattern = r"%\{\s*" + name.replace("|", r"\s*\|\s*") + r"\s*\}"
+        template = re.sub(pattern, value.replace("\\", r"\\"), template)
+    for name, value in (("username", local_part), ("domain", domain), ("home", home)):
         template = template.replace("%{" + name + "}", value)
-        template = template.replace("%{user | username}" if name == "username" else "%{user | domain}", value)
     for letter, value in (("u", user), ("n", local_part), ("d", domain), ("h", home)):
         template = template.replace(f"%{letter}", value).replace(f"%L{letter}", value.lower())
     return home + template[1:] if template.startswith("~/") or template == "~" else template
@@ -56,20 +59,26 @@ class Place:
     """One account's directories."""
 
     root: bytes
+    fs: bool = False
     control: bytes = b""  # b"" = in the mailboxes' own directories
     index: bytes = b""
 
-    def control_of(self, path: bytes, levels: Levels, *, fs: bool) -> bytes:
+    def control_of(self, path: bytes, levels: Levels) -> bytes:
         """The directory with the uidlist of the mailbox in `path`."""
-        return _apart(self.control, levels, fs=fs) if self.control else path
+        return _apart(self.control, levels, fs=self.fs) if self.control else path
 
-    def index_of(self, path: bytes, levels: Levels, *, fs: bool) -> bytes:
-        return _apart(self.index, levels, fs=fs) if self.index else path
+    def index_of(self, path: bytes, levels: Levels) -> bytes:
+        return _apart(self.index, levels, fs=self.fs) if self.index else path
 
     @property
     def account_files(self) -> bytes:
         """The directory with `subscriptions` and `dovecot-uidvalidity`."""
         return self.control or self.root
+
+
+def control_root(template: str, owner: Owner) -> bytes:
+    """An account's CONTROL= directory by the setting `control_dir`; b"" if it is empty."""
+    return os.fsencode(expand(template, owner)) if template else b""
 
 
 def _apart(tree: bytes, levels: Levels, *, fs: bool) -> bytes:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pymx.ms import subscriptions, uidlist, uidvalidity
-from pymx.ms.box import Home
+from pymx.ms.box import Home, make_directories
 from pymx.ms.errors import InvalidName, MailboxExists, NoSuchMailbox
 from pymx.ms.layout import INBOX, TRASHED, Layout, Levels, is_mailbox, storage_name
 
@@ -44,9 +44,10 @@ def account_lock(home: Home) -> Iterator[None]:
         os.close(fd)
 
 
-def make(home: Home, path: bytes, *, inbox: bool) -> None:
+def make(home: Home, path: bytes, levels: Levels) -> None:
     """The directories and files of a new mailbox; the uidlist comes last. The caller holds the account lock."""
-    disk, mode = home.disk, home.mode
+    disk, mode, inbox = home.disk, home.mode, levels == INBOX
+    control = home.place.control_of(path, levels)
     directory_mode = mode | (mode & 0o444) >> 2
     for directory in (path, *(os.path.join(path, part) for part in (b"cur", b"new", b"tmp"))):
         try:
@@ -55,15 +56,17 @@ def make(home: Home, path: bytes, *, inbox: bool) -> None:
             continue
     if not inbox:
         disk.close(disk.create(os.path.join(path, b"maildirfolder"), mode, exclusive=False))
-    value = uidvalidity.next_value(disk, home.root, mode)
+    make_directories(disk, control)
+    value = uidvalidity.next_value(disk, home.place.account_files, mode)
     header = uidlist.Header(value, 1, secrets.token_hex(16))
-    fd = disk.create(os.path.join(path, uidlist.NAME), mode, exclusive=False)
+    fd = disk.create(os.path.join(control, uidlist.NAME), mode, exclusive=False)
     try:
         disk.write(fd, header.line())
         disk.fdatasync(fd)
     finally:
         disk.close(fd)
-    disk.sync_directory(path)
+    for changed in dict.fromkeys((control, path)):
+        disk.sync_directory(changed)
     if not inbox:
         disk.sync_directory(os.path.dirname(path))
 
@@ -75,7 +78,7 @@ def create(home: Home, layout: Layout, levels: Levels, special_use: str) -> None
             raise MailboxExists("Mailbox exists already")
         if layout.fs:
             _make_parents(home, os.path.dirname(path))
-        make(home, path, inbox=False)
+        make(home, path, levels)
         if special_use:
             set_special_use(home, levels, special_use)
 
@@ -116,6 +119,8 @@ def delete(home: Home, layout: Layout, levels: Levels) -> bytes:
         home.disk.rename(path, trash)
         home.disk.sync_directory(os.path.dirname(path))
         _forget(home, storage_name(levels))
+        if home.place.control:
+            purge(home.place.control_of(path, levels))
     return trash
 
 
@@ -164,14 +169,17 @@ def rename(home: Home, layout: Layout, old: Levels, new: Levels) -> None:
         if os.path.exists(target) or any(name[: len(new)] == new for name in layout.mailboxes(home.root)):
             raise MailboxExists("Mailbox exists already")
         moves = [(name, (*new, *name[len(old) :])) for name in sorted(there, key=len, reverse=True)]
+        # Uidlists that lie apart go first: without them, after a crash, they are written anew from the index.
         if layout.fs:
             _make_parents(home, os.path.dirname(target))
+            _move_control(home, old, new)
             home.disk.rename(layout.path(home.root, old), target)
             home.disk.sync_directory(os.path.dirname(layout.path(home.root, old)))
             home.disk.sync_directory(os.path.dirname(target))
         else:
             for before, after in moves:
                 with mailbox_lock(home, layout.path(home.root, before)):
+                    _move_control(home, before, after)
                     home.disk.rename(layout.path(home.root, before), layout.path(home.root, after))
             home.disk.sync_directory(home.root)
         with home.index.write() as db:
@@ -179,11 +187,25 @@ def rename(home: Home, layout: Layout, old: Levels, new: Levels) -> None:
                 db.execute("UPDATE mailbox SET name=? WHERE name=?", (storage_name(after), storage_name(before)))
 
 
+def _move_control(home: Home, old: Levels, new: Levels) -> None:
+    """The uidlist and keywords of a renamed mailbox (and with fs of all below it) where Dovecot has them apart."""
+    if not home.place.control:
+        return
+    source, target = home.place.control_of(b"", old), home.place.control_of(b"", new)
+    if not os.path.isdir(source):
+        return
+    make_directories(home.disk, os.path.dirname(target))
+    purge(target)  # of a mailbox that is no longer there
+    home.disk.rename(source, target)
+    for directory in dict.fromkeys((os.path.dirname(source), os.path.dirname(target))):
+        home.disk.sync_directory(directory)
+
+
 def listing(home: Home, layout: Layout, special: dict[str, str]) -> list[Folder]:
     """All folders there are or that are subscribed, by name; INBOX first."""
     there = set(layout.mailboxes(home.root))
     storage_separator = "/" if layout.fs else "."
-    wanted = set(subscriptions.read(home.root, storage_separator)[1])
+    wanted = set(subscriptions.read(home.place.account_files, storage_separator)[1])
     with home.index.read() as db:
         uses = dict(db.execute("SELECT name, special_use FROM mailbox WHERE special_use <> ''"))
     parents = {levels[:n] for levels in there for n in range(1, len(levels))}

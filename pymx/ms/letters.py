@@ -36,7 +36,7 @@ def bits(hold: Hold, wanted: Sequence[str]) -> int:
     out, missing = _split(known, wanted)
     if missing:
         # Dovecot may have added names since the last look, which a flag change would not have shown.
-        known = keywords.read(hold.box.path) + known[LETTERS:]
+        known = keywords.read(hold.box.control) + known[LETTERS:]
         out, missing = _split(known, wanted)
         new_letters = False
         for name in missing:
@@ -48,7 +48,7 @@ def bits(hold: Hold, wanted: Sequence[str]) -> int:
             out |= 1 << bit
             new_letters = new_letters or bit < LETTERS
         if new_letters:
-            keywords.write(hold.disk, hold.box.path, known[:LETTERS], hold.box.home.mode)
+            keywords.write(hold.disk, hold.box.control, known[:LETTERS], hold.box.home.mode)
         hold.db.execute("DELETE FROM keyword WHERE mailbox=?", (hold.row.id,))
         hold.db.executemany(
             "INSERT INTO keyword VALUES(?, ?, ?)", [(hold.row.id, bit, name) for bit, name in enumerate(known) if name]

@@ -23,6 +23,7 @@ from pymx.ms.account import Account
 from pymx.ms.box import Box, Hold
 from pymx.ms.disk import Disk
 from pymx.ms.dotlock import DotLock
+from pymx.ms.dovecotplace import control_root
 from pymx.ms.errors import translated
 from pymx.ms.fault import some
 from pymx.ms.index import NAME as INDEX_NAME
@@ -52,6 +53,7 @@ def open_account(mail: model.Mail, owner: Owner, hostname: str) -> Account:
         disk=Disk(),
         host=names.host_part(hostname),
         changed=lambda *_: None,
+        control=control_root(mail.control_dir, owner),
     )
 
 
@@ -97,14 +99,13 @@ class Mending:
             if not damaged:
                 return
             self._account.home.index.discard_damaged()
-            saved = lost = 0
-            with self._account.home.index.write() as new:
+            saved, home = 0, self._account.home
+            with home.index.write() as new:
                 for row in salvage.mailboxes(old):
-                    path = self._account.home.path_of(row.name)
+                    path = home.path_of(row.name)
                     if path is None or not os.path.isdir(os.path.join(path, b"cur")):
-                        lost += 1
                         continue
-                    saved += salvage.copy(old, new, row, path)
+                    saved += salvage.copy(old, new, row, path, home.place.control_of(path, tuple(row.name.split("/"))))
         self._say(
             f"the index was damaged ({damaged[0]}): moved aside as pymx.index.damaged-…; "
             f"{saved} messages' rows were saved from it, the rest is made from the files"
@@ -131,7 +132,7 @@ class Mending:
 
     def _subscriptions(self) -> None:
         home, separator = self._account.home, "/" if self._account.layout.fs else "."
-        path = os.path.join(home.root, subscriptions.NAME)
+        path = os.path.join(home.place.account_files, subscriptions.NAME)
         try:
             with DotLock(home.disk, path):
                 with open(path, "rb") as file:
@@ -142,7 +143,7 @@ class Mending:
                 home.disk.replace_file(
                     path, path + b".tmp", subscriptions.to_bytes(version, found, separator), home.mode
                 )
-            home.disk.sync_directory(home.root)
+            home.disk.sync_directory(home.place.account_files)
         except FileNotFoundError:
             return
         self._say(f"subscriptions was written anew with the {len(found)} names that could be read")
@@ -228,7 +229,7 @@ def _known_letters(box: Box) -> list[str]:
 
 def _letters(hold: Hold, before: list[str], say: Say) -> None:
     """Names that are in use and only the index still had go back to dovecot-keywords, in which nothing stays twice."""
-    found = keywords.read(hold.box.path)
+    found = keywords.read(hold.box.control)
     used = 0
     for (bits,) in hold.db.execute(
         "SELECT DISTINCT keywords FROM message WHERE id BETWEEN ? AND ?", (hold.row.low, hold.row.high)
@@ -241,7 +242,7 @@ def _letters(hold: Hold, before: list[str], say: Say) -> None:
         if name and not found[bit] and used >> bit & 1 and name.lower() not in taken
     }
     try:
-        with open(os.path.join(hold.box.path, keywords.NAME), "rb") as file:
+        with open(os.path.join(hold.box.control, keywords.NAME), "rb") as file:
             data: bytes | None = file.read()
     except FileNotFoundError:
         data = None
@@ -250,7 +251,7 @@ def _letters(hold: Hold, before: list[str], say: Say) -> None:
         return
     for bit, name in back.items():
         found[bit] = name
-    keywords.write(hold.disk, hold.box.path, found, hold.box.home.mode)
+    keywords.write(hold.disk, hold.box.control, found, hold.box.home.mode)
     hold.db.execute("DELETE FROM keyword WHERE mailbox=? AND bit<?", (hold.row.id, names.LETTERS))
     hold.db.executemany(
         "INSERT INTO keyword VALUES(?, ?, ?)", [(hold.row.id, bit, name) for bit, name in enumerate(found) if name]

@@ -67,7 +67,7 @@ def _take_keywords(hold: Hold) -> None:
     known = dict(
         hold.db.execute("SELECT bit, name FROM keyword WHERE mailbox=? AND bit<?", (hold.row.id, names.LETTERS))
     )
-    found = {bit: name for bit, name in enumerate(keywords.read(hold.box.path)) if name}
+    found = {bit: name for bit, name in enumerate(keywords.read(hold.box.control)) if name}
     if found != known:
         hold.db.execute("DELETE FROM keyword WHERE mailbox=? AND bit<?", (hold.row.id, names.LETTERS))
         hold.db.executemany("INSERT INTO keyword VALUES(?, ?, ?)", [(hold.row.id, b, n) for b, n in found.items()])

@@ -61,7 +61,7 @@ def _missing(hold: Hold) -> None:
         _log.error("uidlist_rebuilt", mailbox=hold.box.name, path=os.fsdecode(hold.box.uidlist), count=row.messages)
         hold.rewrite(_row_records(hold))
         return
-    row.uidvalidity = uidvalidity.next_value(hold.disk, hold.box.home.root, hold.box.home.mode)
+    row.uidvalidity = uidvalidity.next_value(hold.disk, hold.box.home.place.account_files, hold.box.home.mode)
     row.guid = secrets.token_hex(16)
     hold.rewrite([])
 
@@ -147,7 +147,7 @@ def _renumber(hold: Hold) -> list[Record]:
     row = hold.row
     old = row.uidvalidity
     forget_rows(hold)
-    row.uidvalidity = uidvalidity.next_value(hold.disk, hold.box.home.root, hold.box.home.mode)
+    row.uidvalidity = uidvalidity.next_value(hold.disk, hold.box.home.place.account_files, hold.box.home.mode)
     row.uidnext = row.first_recent = 1
     hold.rewrite([])
     _log.error("uidvalidity_changed", mailbox=hold.box.name, reason=f"one UID, two messages; was {old}")

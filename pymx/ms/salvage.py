@@ -39,11 +39,11 @@ def mailboxes(old: Connection) -> list[Row]:
     return out
 
 
-def copy(old: Connection, new: Connection, row: Row, path: bytes) -> int:
-    """Put one mailbox, whose directory is `path`, into the new index; returns how many messages were saved."""
+def copy(old: Connection, new: Connection, row: Row, path: bytes, control: bytes) -> int:
+    """Put one mailbox, with its files in `path` and `control`, into the new index; how many messages were saved."""
     lines: dict[int, bytes] | None = None
     try:
-        with open(os.path.join(path, uidlist.NAME), "rb") as file:
+        with open(os.path.join(control, uidlist.NAME), "rb") as file:
             found = uidlist.parse(file.read())
         if found.header.uidvalidity != row.uidvalidity:
             return 0

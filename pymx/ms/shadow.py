@@ -81,7 +81,7 @@ def make(place: Place, layout: Layout, shadow: bytes) -> list[str]:
             else:
                 os.mkdir(os.path.join(path, part), 0o700)
         os.mkdir(os.path.join(path, b"tmp"), 0o700)
-        control = place.control_of(real, levels, fs=layout.fs)
+        control = place.control_of(real, levels)
         for name in (uidlist.NAME, keywords.NAME, morekeywords.NAME):
             _copy(os.path.join(control, name), os.path.join(path, name))
         made.append(layout.name(levels))

@@ -25,6 +25,7 @@ from pymx.ms import appending, arrive, copying, delivering, flagging, folders, n
 from pymx.ms.account import Account
 from pymx.ms.box import Box
 from pymx.ms.disk import Disk
+from pymx.ms.dovecotplace import control_root
 from pymx.ms.errors import MailboxExists, NoSuchMailbox, OverQuota, StoreError, translated
 from pymx.ms.folders import Folder
 from pymx.ms.hints import Hints
@@ -174,6 +175,7 @@ class Store:
                 host=self._host,
                 changed=self.hints.publish,
                 boot=self._boot,
+                control=control_root(self._mail.control_dir, owner),
             )
             self._accounts[owner.email] = account
         self._used(account)
@@ -364,7 +366,7 @@ class Store:
             with account.home.index.read() as db:
                 if db.execute("SELECT 1 FROM meta WHERE key='prepared'").fetchone():
                     return
-            if not os.path.exists(os.path.join(account.home.root, b"subscriptions")):
+            if not os.path.exists(os.path.join(account.home.place.account_files, b"subscriptions")):
                 account.subscribe(INBOX, subscribe=True)
                 for name in self._mail.folders:
                     levels = self._layout.levels(name)

@@ -66,8 +66,8 @@ def survey(place: Place, layout: Layout, *, user: str, read_messages: bool = Tru
                 out.messages += sum(1 for name in os.listdir(os.path.join(path, part)) if not name.startswith(b"."))
             except FileNotFoundError:
                 continue
-        control = place.control_of(path, levels, fs=layout.fs)
-        index = dovecotindex.read(place.index_of(path, levels, fs=layout.fs))
+        control = place.control_of(path, levels)
+        index = dovecotindex.read(place.index_of(path, levels))
         if index is not None:
             out.findings += _only_in_index(layout.name(levels), control, index)
     return out
