@@ -464,13 +464,13 @@ class Store:
 
     # Mailboxes
 
-    async def append(self, owner: Owner, name: str, items: Sequence[Append]) -> Appended:
-        """APPEND or MULTIAPPEND: all or none, durable, UIDs told."""
+    async def append(self, owner: Owner, name: str, items: Sequence[Append], *, freed: int = 0) -> Appended:
+        """APPEND or MULTIAPPEND: all or none, durable, UIDs told. `freed`: octets that will go for it (REPLACE)."""
         levels = self._layout.levels(name)
 
         def append(account: Account) -> Appended:
             box = account.box(levels)
-            self.check_room(account, owner, sum(item.content.size_octets for item in items))
+            self.check_room(account, owner, sum(item.content.size_octets for item in items) - freed)
             messages = [(i.content, i.flags, i.keywords, i.internaldate) for i in items]
             return Appended(*appending.append(box, messages, self.render))
 

@@ -46,6 +46,19 @@ async def test_append_and_copy_over_the_limit_are_refused_and_move_is_not(rig: R
     await client.close()
 
 
+async def test_replacing_a_message_needs_room_for_the_difference_only(rig: Rig) -> None:
+    """RFC 8508 s. 3: the old message's octets are free again."""
+    rig.accounts.quota_octets = _LIMIT
+    client = await rig.select()
+    for _ in range(9):
+        await client.append(MESSAGE)
+    new = MESSAGE.replace(b"hello", b"world")
+    await client.ok(b"REPLACE 9 INBOX {%d+}\r\n%b" % (len(new), new))
+    big = MESSAGE + b"x" * 1024
+    assert (await client.ask(b"REPLACE 9 INBOX {%d+}\r\n%b" % (len(big), big)))[-1].startswith(b"NO [OVERQUOTA]")
+    await client.close()
+
+
 async def test_status_tells_what_expunge_would_free(rig: Rig) -> None:
     """RFC 9208 s. 4.1.4: DELETED and DELETED-STORAGE, in octets."""
     client = await rig.select()

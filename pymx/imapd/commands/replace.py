@@ -22,8 +22,11 @@ async def replace(client: Client, arguments: Replace) -> bytes:
     if not uids:
         raise No("No such message", code="NONEXISTENT")
     item = await to_store(client, arguments.message)
+    freed = 0
+    async for rows in mailbox.rows(uids):
+        freed += sum(row[4] for row in rows)
     try:
-        appended = await client.server.store.append(client.account, name, [item])
+        appended = await client.server.store.append(client.account, name, [item], freed=freed)
     except NoSuchMailbox as error:
         raise refusal(error, creatable=True) from None
     # s. 3.4: APPENDUID in an untagged OK, before the EXPUNGE
