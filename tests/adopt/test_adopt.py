@@ -207,6 +207,31 @@ def test_compare_sees_new_mail_that_dovecot_has_not_seen(
     assert len(list((maildir / "new").iterdir())) == 3  # EXAMINE moves nothing
 
 
+def test_check_knows_control_and_index_directories(
+    pymxctl: Callable[..., Ctl], dovecot: Dovecot, maildir: Path, tmp_path: Path
+) -> None:
+    """What to set is said, and pymx would then give the same answers; adopt refuses until it is set."""
+    (tmp_path / "control").mkdir()
+    extra = f"mail_location = maildir:{maildir}:CONTROL={tmp_path}/control:INDEX={tmp_path}/index\n"
+    fill(dovecot, maildir, extra=extra)
+    config = str(dovecot.config_file(maildir, extra=extra))
+    status, report = adopt_check(
+        pymxctl(), dovecot, maildir, extra, "--exec", dovecot.imap_command(maildir, extra=extra)
+    )
+    found = {finding["kind"]: finding for finding in report["accounts"][0]["findings"]}
+    assert status == 1
+    assert found["control_apart"]["remedy"] == f'set control_dir = "{tmp_path}/control" under [mail] in pymx.toml'
+    assert not found["index_apart"]["wrong"]
+    assert report["accounts"][0]["compared"]["differences"] == {}
+    assert report["accounts"][0]["compared"]["messages"] == 10
+    assert pymxctl()("adopt", "--dovecot-config", config)[0] == 1
+    ctl_ = pymxctl(f'control_dir = "{tmp_path}/control"')
+    status, found_now = compared(ctl_, dovecot, maildir, extra)
+    assert (status, found_now["differences"]) == (0, {})
+    assert ctl_("adopt", ALICE, "--dovecot-config", config) == (0, f"{ALICE} is taken over\n")
+    assert not (maildir / "dovecot-uidlist").exists()
+
+
 def test_check_finds_wrong_sizes_a_bad_uidlist_and_packed_messages(
     pymxctl: Callable[..., Ctl], dovecot: Dovecot, maildir: Path
 ) -> None:

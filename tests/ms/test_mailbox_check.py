@@ -3,6 +3,7 @@ by looking (STORE.md s. 5, 9)."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -18,7 +19,9 @@ from ms_dovecot import DOVEADM, Dovecot
 from ms_support import OWNER, content, deliver, drop, files, look, maildir, new_store
 
 from pymx.admin import ctl
+from pymx.config.model import Mail
 from pymx.mail.flags import DELETED, SEEN
+from pymx.ms.mend import Mending, index_path, open_account
 from pymx.ms.store import Append, Store
 
 
@@ -305,6 +308,35 @@ async def test_a_file_under_two_names_and_a_second_file_of_one_base(tmp_path: Pa
     assert pymxctl("reindex", OWNER.email)[0] == 0
     assert pymxctl.kinds() == set()
     assert sorted((await look(store)).values()) == ["one", "other"]
+
+
+async def test_reindex_beside_deliveries_and_flag_changes(tmp_path: Path, store: Store, pymxctl: Ctl) -> None:
+    """Under the same locks: nothing is lost, no UID is two messages."""
+    await some_mail(store)
+    wrong_sizes(tmp_path)
+    mailbox = await store.open(OWNER, "INBOX", read_only=False)
+    first = dict(await look(store))
+
+    async def work() -> None:
+        for number in range(40):
+            await deliver(store, f"meanwhile {number}")
+            await mailbox.refresh()
+            await mailbox.store_flags([mailbox.uids[-1]], "add", SEEN, ["$Work"])
+
+    mail = Mail(root=str(tmp_path / "mail"))
+
+    def mend() -> None:
+        for _ in range(6):
+            account = open_account(mail, OWNER, "mx.test")
+            Mending(account, index_path(mail, OWNER), lambda _: None).run()
+            account.close()
+
+    await asyncio.gather(work(), asyncio.to_thread(mend))
+    await mailbox.refresh()
+    mailbox.close()
+    found = await look(store)
+    assert found == first | {7 + number: f"meanwhile {number}" for number in range(40)}
+    assert pymxctl.kinds() == set()
 
 
 @pytest.mark.skipif(DOVEADM is None, reason="no doveadm on this machine")
