@@ -14,6 +14,7 @@ from imap_rig import Client, Rig
 MESSAGE = b"From: a@example.test\r\nSubject: hello\r\n\r\nText\r\n"
 _EXISTS = re.compile(rb"\* (\d+) EXISTS")
 _EXPUNGE = re.compile(rb"\* (\d+) EXPUNGE")
+_VANISHED = re.compile(rb"\* VANISHED ([\d:,]+)")
 _FETCH = re.compile(rb"\* (\d+) FETCH \((?:.* )?UID (\d+)")
 _FETCH_NUMBER = re.compile(rb"\* (\d+) FETCH ")
 _SEARCH = re.compile(rb"\* SEARCH((?: \d+)*)")
@@ -28,6 +29,7 @@ class Picture:
     def __init__(self, client: Client) -> None:
         self.client = client
         self.uids: list[int | None] = []
+        self.qresync = False
 
     async def ask(self, command: str | bytes) -> list[bytes]:
         lines = await self.client.ask(command)
@@ -41,7 +43,15 @@ class Picture:
     def _take(self, word: str, line: bytes) -> None:
         if found := _EXPUNGE.fullmatch(line):
             assert word not in QUIET, f"EXPUNGE in answer to {word}"
+            assert not self.qresync, "RFC 7162 s. 3.2.10.2: VANISHED instead of EXPUNGE"
             del self.uids[int(found[1]) - 1]
+        elif found := _VANISHED.fullmatch(line):
+            assert word not in QUIET, f"VANISHED in answer to {word}"
+            assert self.qresync
+            for part in found[1].split(b","):
+                first, _, last = part.partition(b":")
+                for uid in range(int(first), int(last or first) + 1):
+                    self._vanish(uid)
         elif found := _EXISTS.fullmatch(line):
             assert int(found[1]) >= len(self.uids), "EXISTS must not shrink a mailbox"
             self.uids += [None] * (int(found[1]) - len(self.uids))
@@ -51,6 +61,16 @@ class Picture:
             self.uids[number - 1] = uid
         elif found := _FETCH_NUMBER.match(line):
             assert 1 <= int(found[1]) <= len(self.uids)
+
+    def _vanish(self, uid: int) -> None:
+        """A message whose UID was not learned lies between those that were, in the order of UIDs."""
+        if uid in self.uids:
+            self.uids.remove(uid)
+            return
+        above = next((at for at, known in enumerate(self.uids) if known is not None and known > uid), len(self.uids))
+        assert above > 0, f"VANISHED {uid}, which never was here"
+        assert self.uids[above - 1] is None, f"VANISHED {uid}, which never was here"
+        del self.uids[above - 1]
 
     async def learn(self) -> None:
         """FETCH 1:* UID: all that exist are where we think they are, in ascending order."""
@@ -99,8 +119,11 @@ async def test_every_client_keeps_a_right_picture(rig: Rig, seed: int) -> None:
     for _ in range(4):
         await rig.deliver(MESSAGE)
     pictures = []
-    for _ in range(3):
+    for number in range(3):
         picture = Picture(await rig.login())
+        if number == 2:
+            picture.qresync = True
+            await picture.ask("ENABLE QRESYNC")
         await picture.ask("SELECT INBOX")
         pictures.append(picture)
     for _ in range(70):
