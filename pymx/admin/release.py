@@ -1,4 +1,4 @@
-"""pymxctl release: give the mailboxes back to Dovecot. Stop pymx, run this, start Dovecot.
+"""pymxctl release: give the mailboxes back to Dovecot. Stop pymx, start Dovecot, run this at once.
 
 Messages, flags, the first 26 keywords of each mailbox, subscriptions and UIDs are in Dovecot's files already. What is
 not: keywords beyond the 26 letters, which are listed, and how far MODSEQ has come, which clients with CONDSTORE must

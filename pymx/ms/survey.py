@@ -57,6 +57,7 @@ def survey(place: Place, layout: Layout, *, user: str, read_messages: bool = Tru
     out.findings += _shape(place, layout, out.layout)
     if not is_mailbox(place.root) and not out.layout:
         return out
+    out.findings += _foreign(place, layout)
     out.findings += Audit(place.root, layout, None, user=user, read_messages=read_messages, place=place).run()
     for levels in layout.mailboxes(place.root):
         path = layout.path(place.root, levels)
@@ -88,6 +89,20 @@ def _shape(place: Place, layout: Layout, found: str) -> Iterator[Finding]:
             yield Finding("", "mail_below", text, "with Dovecot stopped, move what is in Maildir/ one level up")
         elif not found:
             yield Finding("", "no_mail", f"{os.fsdecode(place.root)} is no Maildir: it has no cur/", wrong=False)
+
+
+def _foreign(place: Place, layout: Layout) -> Iterator[Finding]:
+    """Mailboxes that this process, which is the server's user unless it is root, may not work in."""
+    needed = os.R_OK | os.W_OK | os.X_OK
+    closed = []
+    for levels in layout.mailboxes(place.root):
+        path = layout.path(place.root, levels)
+        parts = (path, *(os.path.join(path, part) for part in sorted(_NOT_FOLDERS)))
+        if any(os.path.isdir(part) and not os.access(part, needed) for part in parts):
+            closed.append(layout.name(levels))
+    if closed:
+        text = f"pymx's user may not read and write in {some(closed)}"
+        yield Finding("", "not_ours", text, f"chown -R to pymx's user and group: {os.fsdecode(place.root)}")
 
 
 def _only_in_index(mailbox: str, control: bytes, index: dovecotindex.IndexHeader) -> Iterator[Finding]:

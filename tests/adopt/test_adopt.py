@@ -207,6 +207,17 @@ def test_compare_sees_new_mail_that_dovecot_has_not_seen(
     assert len(list((maildir / "new").iterdir())) == 3  # EXAMINE moves nothing
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_check_finds_mailboxes_that_belong_to_somebody_else(pymxctl: Callable[..., Ctl], maildir: Path) -> None:
+    """Dovecot may have run as another user."""
+    (maildir / "cur").mkdir()
+    (maildir / "cur").chmod(0o500)
+    status, report = pymxctl().json("adopt", "--check", ALICE)
+    (maildir / "cur").chmod(0o700)
+    assert status == 1
+    assert "not_ours" in {finding["kind"] for finding in report["accounts"][0]["findings"]}
+
+
 def test_check_knows_control_and_index_directories(
     pymxctl: Callable[..., Ctl], dovecot: Dovecot, maildir: Path, tmp_path: Path
 ) -> None:
