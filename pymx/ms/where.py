@@ -58,6 +58,9 @@ class Where:
         if count != len(uids):
             return None
         found = sorted(map(int, text.split(","))) if text else []
+        if found and uids[-1] - uids[0] + 1 != len(uids):
+            there = set(uids)
+            found = [uid for uid in found if abs(uid) in there]
         decided = bisect_left(found, 0)
         return found[decided:], [-uid for uid in reversed(found[:decided])]
 
