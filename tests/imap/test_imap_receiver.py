@@ -71,6 +71,10 @@ CASES = [
     (b"a uid\r\n", [Refused(b"a", "BAD", "", "Missing command after UID")]),
     (b"a append x {5}\r\nhello\r\n", ["+", (b"a", b"APPEND", [b"x", [b"hello"]])]),
     (b"a append {1+}\r\nx {5+}\r\nhello\r\n", [(b"a", b"APPEND", [b"x", [b"hello"]])]),
+    # REPLACE (RFC 8508) brings a message too, and literal8 (RFC 3516) may hold NUL
+    (b"a uid replace 4 x {5+}\r\nhello\r\n", [(b"a", b"UID REPLACE", [b"4", b"x", [b"hello"]])]),
+    (b"a replace 4 {1+}\r\nx {5}\r\nhello\r\n", ["+", (b"a", b"REPLACE", [b"4", b"x", [b"hello"]])]),
+    (b"a append x ~{5+}\r\nhe\x00lo\r\n", [(b"a", b"APPEND", [b"x", b"~", [b"he\x00lo"]])]),
     (
         b"a APPEND x {2+}\r\nhi {3+}\r\nyou\r\nb noop\r\n",
         [(b"a", b"APPEND", [b"x", [b"hi"], [b"you"]]), (b"b", b"NOOP", [])],

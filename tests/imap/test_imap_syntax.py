@@ -13,15 +13,29 @@ from pymx.imapd.commands import TABLE
 from pymx.imapd.namespace import Namespace
 from pymx.mail import search
 from pymx.proto.imap.commands.append import parse_append
+from pymx.proto.imap.commands.compress import parse_compress
 from pymx.proto.imap.commands.copy import parse_copy, parse_uid_copy
 from pymx.proto.imap.commands.expunge import parse_uid_expunge
 from pymx.proto.imap.commands.fetch import BodyItem, parse_fetch, parse_uid_fetch
-from pymx.proto.imap.commands.folder import parse_mailbox, parse_rename
+from pymx.proto.imap.commands.folder import parse_create, parse_mailbox, parse_rename
 from pymx.proto.imap.commands.identity import parse_enable, parse_id
 from pymx.proto.imap.commands.list import ListMailboxes, matcher, parse_list, parse_lsub
 from pymx.proto.imap.commands.login import parse_authenticate, parse_login
 from pymx.proto.imap.commands.plain import parse_nothing
-from pymx.proto.imap.commands.search import AllOf, EitherOf, InSet, Known, NotKey, parse_search, resolve
+from pymx.proto.imap.commands.quota import parse_getquota
+from pymx.proto.imap.commands.replace import parse_replace, parse_uid_replace
+from pymx.proto.imap.commands.search import (
+    Age,
+    AllOf,
+    EitherOf,
+    HasId,
+    InSet,
+    Known,
+    NotKey,
+    Window,
+    parse_search,
+    resolve,
+)
 from pymx.proto.imap.commands.select import parse_examine, parse_select
 from pymx.proto.imap.commands.status import parse_status
 from pymx.proto.imap.commands.store import parse_store, parse_uid_store
@@ -36,10 +50,13 @@ from pymx.proto.imap.sequence import SequenceSet, runs, select
 PARSERS = [
     parse_append,
     parse_authenticate,
+    parse_compress,
     parse_copy,
+    parse_create,
     parse_enable,
     parse_examine,
     parse_fetch,
+    parse_getquota,
     parse_id,
     parse_list,
     parse_login,
@@ -47,6 +64,7 @@ PARSERS = [
     parse_mailbox,
     parse_nothing,
     parse_rename,
+    parse_replace,
     parse_search,
     parse_select,
     parse_status,
@@ -54,14 +72,15 @@ PARSERS = [
     parse_uid_copy,
     parse_uid_expunge,
     parse_uid_fetch,
+    parse_uid_replace,
     parse_uid_store,
 ]
 WORDS = st.sampled_from(
     b' |(|)|"|""|"a"|1|1:*|*|,|ALL|FAST|BODY|BODY[|BODY.PEEK[|]|<0.1>|1.2.HEADER|HEADER.FIELDS|TEXT|MIME|FLAGS|+FLAGS'
     b"|-FLAGS.SILENT|\\Seen|$kw|RETURN (|STATUS|MIN|NOT|OR|UID|KEYWORD|SINCE|1-Feb-2020|CHARSET|UTF-8|X|NIL|INBOX"
-    b"|{3}\r\n|%|&|&AOQ-|SUBSCRIBED|RECURSIVEMATCH|(CHANGEDSINCE|(UNCHANGEDSINCE|MODSEQ|99999999999999999999|MESSAGES".split(
-        b"|"
-    )
+    b"|{3}\r\n|%|&|&AOQ-|SUBSCRIBED|RECURSIVEMATCH|(CHANGEDSINCE|(UNCHANGEDSINCE|MODSEQ|99999999999999999999|MESSAGES"
+    b"|$|QRESYNC (|VANISHED|PARTIAL|-1:-2|(LAZY)|PREVIEW|BINARY[|BINARY.SIZE[|YOUNGER|EMAILID"
+    b"|USE (|UTF8 (|~{3}\r\n".split(b"|")
 )
 
 
@@ -104,6 +123,11 @@ def items(text: bytes) -> tuple[object, ...]:
             b'BODY[HEADER.FIELDS.NOT (a "b c")]',
             (BodyItem(b'BODY[HEADER.FIELDS.NOT (a "b c")]', Section((), "HEADER.FIELDS.NOT", (b"a", b"b c")), False),),
         ),
+        (b"BINARY[]", (BodyItem(b"BINARY[]", Section(), False, None, "binary"),)),
+        (b"binary.peek[1.2]<0.9>", (BodyItem(b"BINARY[1.2]<0>", Section((1, 2)), True, (0, 9), "binary"),)),
+        (b"BINARY.SIZE[2]", (BodyItem(b"BINARY.SIZE[2]", Section((2,)), True, None, "size"),)),
+        (b"(EMAILID SAVEDATE PREVIEW (LAZY) PREVIEW)", ("EMAILID", "SAVEDATE", "PREVIEW")),
+        (b"preview (lazy)", ("PREVIEW (LAZY)",)),
         (b"RFC822.HEADER", (BodyItem(b"RFC822.HEADER", Section((), "HEADER"), peek=True),)),
     ],
 )
@@ -115,7 +139,8 @@ def test_fetch_items(text: bytes, expected: tuple[object, ...]) -> None:
 @pytest.mark.parametrize(
     "text",
     b"|()|(FLAGS|BODY[MIME]|BODY[0]|BODY[1.]|BODY[.1]|BODY[HEADER.FIELDS]|BODY[]<1>|BODY[HEADER.FIELDS ()]"
-    b"|BODY[]<0.0>|XYZ|(ALL)|BODY[1HEADER]|FLAGS UID".split(b"|"),
+    b"|BODY[]<0.0>|XYZ|(ALL)|BODY[1HEADER]|FLAGS UID|BINARY|BINARY[TEXT]"
+    b"|BINARY.SIZE[1]<0.1>|PREVIEW (X)|FLAGS (VANISHED)".split(b"|"),
 )
 def test_wrong_fetch_items_are_bad(text: bytes) -> None:
     """What the grammar does not have."""
@@ -146,6 +171,13 @@ def key(text: bytes) -> object:
         (b"SMALLER 10", search.Octets(larger=False, octets=10)),
         (b"NOT UID 7:*", NotKey(InSet(SequenceSet(((7, 0),)), by_uid=True))),
         (b'MODSEQ "/flags/\\\\draft" all 620162338', search.ModSeq(620162338)),
+        (b"$", InSet(SequenceSet((), saved=True), by_uid=False)),
+        (b"UID $", InSet(SequenceSet((), saved=True), by_uid=True)),
+        (b"YOUNGER 60", Age(younger=True, seconds=60)),
+        (b"OLDER 60", Age(younger=False, seconds=60)),
+        (b"EMAILID M-1_a", HasId("M-1_a")),
+        (b"THREADID T1", NotKey(search.All())),
+        (b"SAVEDBEFORE 1-Feb-2020", search.Date("saved", "before", datetime.date(2020, 2, 1))),
         (b"CHARSET utf-8 BODY {3}\r\n", search.Text("ä!", headers=False)),
     ],
 )
@@ -161,12 +193,24 @@ def test_search_keys(text: bytes, expected: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"BEFORE 31-Feb-2020", b"FROM", b"OR ALL", b"NOT", b"()", b"(ALL", b"ALL)", b"LARGER x"]
+    "text", [b"", b"BEFORE 31-Feb-2020", b"FROM", b"OR ALL", b"NOT", b"()", b"(ALL", b"ALL)", b"LARGER x", b"OLDER 0"]
 )
 def test_wrong_search_keys_are_bad(text: bytes) -> None:
     """What the grammar does not have."""
     with pytest.raises(Bad):
         key(text)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.booleans(), st.integers(0, 10))
+def test_windows_are_what_the_rfc_says(one: int, two: int, from_end: bool, count: int) -> None:
+    """RFC 9394 s. 3.1: results by their number, from the first or from the last; either end may come first."""
+    sign = "-" if from_end else ""
+    found = parse_search(Cursor(f" RETURN (PARTIAL {sign}{one}:{sign}{two}) ALL".encode()))
+    assert isinstance(found.window, Window)
+    results = list(range(100, 100 + count))
+    ordered = results[::-1] if from_end else results
+    wanted = [uid for number, uid in enumerate(ordered, 1) if min(one, two) <= number <= max(one, two)]
+    assert found.window.of(results) == sorted(wanted)
 
 
 def test_unknown_charset_is_left_to_the_session() -> None:
