@@ -34,7 +34,6 @@ _MARKS_AT = len(_MAGIC) + 9
 _FIRST_READ = 65536
 _MAX_ENVELOPE_OCTETS = 64 << 20
 _IN_MEMORY_OCTETS = 262_144
-_MAX_HEAD_OCTETS = 4 << 20
 WAITING, DONE = b"-", b"+"
 
 
@@ -261,15 +260,21 @@ class Files:
 
 def _read(fd: int, *, with_content: bool) -> tuple[StoredMessage, bool]:
     start = os.pread(fd, _FIRST_READ if with_content else 4096, 0)
-    line_end = start.find(b"\n", 0, _FIRST_READ)
-    if not start.startswith(_MAGIC) or line_end < 0 or not start[len(_MAGIC) : _MARKS_AT - 1].isdigit():
+    if not start.startswith(_MAGIC) or not start[len(_MAGIC) : _MARKS_AT - 1].isdigit():
         raise DamagedFile("no queue file header")
     envelope_octets = int(start[len(_MAGIC) : _MARKS_AT - 1])
+    if envelope_octets > _MAX_ENVELOPE_OCTETS:
+        raise DamagedFile("envelope is too large")
+    line_end = start.find(b"\n")
+    if line_end < 0:  # thousands of recipients; each has far more octets in the envelope than its mark
+        size = os.fstat(fd).st_size
+        start += _pread(fd, min(_MARKS_AT + envelope_octets, size) - len(start), len(start))
+        line_end = start.find(b"\n")
+        if line_end < 0:
+            raise DamagedFile("no queue file header")
     marks = start[_MARKS_AT:line_end]
     content_at = line_end + 1 + envelope_octets
     if content_at > len(start):
-        if envelope_octets > _MAX_ENVELOPE_OCTETS:
-            raise DamagedFile("envelope is too large")
         start += _pread(fd, content_at - len(start), len(start))
     try:
         head = _decoder.decode(start[line_end + 1 : content_at])
@@ -300,9 +305,7 @@ def _file_content(fd: int, offset: int, octets: int) -> Content:
         end = -2 if start.startswith(b"\r\n") else start.find(b"\r\n\r\n")
         if end != -1 or len(start) == octets:
             break
-        if step >= _MAX_HEAD_OCTETS:
-            raise DamagedFile("no end of the header block")
-        step *= 4
+        step *= 4  # how long a header may be was judged when the message was taken
     head = start[: end + 2] if end != -1 else start
     return Content(head, file=SpoolFile.adopt(fd), offset=offset + len(head), length=octets - len(head))
 
