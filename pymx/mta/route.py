@@ -31,8 +31,11 @@ class Hop:
 
     @property
     def key(self) -> str:
-        """What connections are kept under."""
-        return f"{self.host}:{self.port}" if self.host else self.domain
+        """What connections are kept under: two routes to one host differ when they log in or verify otherwise."""
+        if not self.host:
+            return self.domain
+        words = (f"{self.host}:{self.port}", self.tls.value, self.username, self.password_file, self.ca_file)
+        return " ".join(word for word in words if word)
 
 
 def hop(outbound: Outbound, domain: str) -> Hop:

@@ -115,13 +115,31 @@ ROUTES = Outbound(
 def test_the_first_route_that_fits_is_taken() -> None:
     """[outbound] route."""
     assert (hop(ROUTES, "partner.test").host, hop(ROUTES, "partner.test").tls) == ("gw.partner.test", TlsMode.VERIFIED)
-    assert (hop(ROUTES, "other.test").key, hop(ROUTES, "other.test").username) == ("smart.test:465", "u")
+    assert (hop(ROUTES, "other.test").host, hop(ROUTES, "other.test").username) == ("smart.test", "u")
     assert (hop(Outbound(), "other.test").host, hop(Outbound(), "other.test").tls) == ("", TlsMode.OPPORTUNISTIC)
 
 
 def test_domains_with_one_next_hop_share_it() -> None:
     """So do their recipients a transaction, and the queue's destination is the same."""
     grouped = by_hop(ROUTES, ["a.test", "partner.test", "b.test"])
-    assert {h.key: places for h, places in grouped.items()} == {"smart.test:465": [0, 2], "gw.partner.test:26": [1]}
+    assert {h.host: places for h, places in grouped.items()} == {"smart.test": [0, 2], "gw.partner.test": [1]}
     assert destination(ROUTES.route, Address("x", "a.test")) == "smart.test:465"
     assert destination([], Address("x", "bücher.test")) == "xn--bcher-kva.test"
+
+
+def test_routes_with_another_login_or_tls_share_neither_transactions_nor_connections() -> None:
+    """What one route demands (verified TLS, its account) must hold for its domains, whatever other routes say."""
+    routes = Outbound(
+        route=[
+            Route(domain="open.test", host="smart.test", port=587, tls="none"),
+            Route(domain="one.test", host="smart.test", port=587, tls="verified", username="one", password_file="/1"),
+            Route(domain="two.test", host="smart.test", port=587, tls="verified", username="two", password_file="/2"),
+        ]
+    )
+    grouped = by_hop(routes, ["open.test", "one.test", "two.test", "one.test"])
+    assert [(h.tls, h.username, places) for h, places in grouped.items()] == [
+        (TlsMode.NONE, "", [0]),
+        (TlsMode.VERIFIED, "one", [1, 3]),
+        (TlsMode.VERIFIED, "two", [2]),
+    ]
+    assert len({h.key for h in grouped}) == 3
