@@ -313,6 +313,19 @@ async def test_a_copy_of_somebodys_mail_does_not_make_the_address_ones_own(
     assert await directory.may_send_as(bob, parse_address("bob@example.test"))
 
 
+async def test_a_mailbox_with_the_delimiter_in_its_name_is_its_users_alone(
+    open_directory: OpenDirectory, registry: Registry
+):
+    """No spoofing between users: an older installation may have alice+bob@ as a user of its own."""
+    registry.add_user("alice+bob@example.test", "{BLF-CRYPT}$2y$04$x")
+    directory = await open_directory()
+    alice = await directory.account("alice@example.test")
+    address = parse_address("alice+bob@example.test")
+    assert not await directory.may_send_as(alice, address)
+    assert await directory.may_send_as(await directory.account("alice+bob@example.test"), address)
+    assert await directory.may_send_as(alice, parse_address("alice+shop@example.test"))
+
+
 async def test_a_missing_or_empty_database_is_refused_naming_the_command(database: Database, tmp_path: Path):
     directory = Directory(database, Accounts(), delimiter="+", hostname="mx.example.test")
     with pytest.raises(SchemaError, match="pymxctl --config FILE migrate"):
