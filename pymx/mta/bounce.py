@@ -5,7 +5,8 @@ be backscatter. Failures of other mail (a copy for a mailbox here that could not
 Nothing is ever reported about a message with the null reverse-path; when one made here fails, the log is all there is.
 
 The report is given to `submit` with the null reverse-path and must be durable when that returns. An error of `submit`
-passes through: the queue then keeps the recipient and tries again.
+passes through: the queue then keeps the recipient and tries again. Only when there is nobody to tell any more, now or
+later (5xx), the log is all there is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pymx import log, metrics
 from pymx.mail.address import Address
 from pymx.mail.dsn import MAX_INCLUDED_OCTETS, Kind, Notice, Status, build
 from pymx.mail.envelope import Envelope, Listener, Origin, Recipient
+from pymx.proto.smtp.reply import SmtpError
 from pymx.queue.item import Outcome, Report
 from pymx.spool import Content
 
@@ -39,7 +41,7 @@ class Bounce:
         """Recipients that are given up."""
         to = self._addressee(report)
         if to is None:
-            self._drop(report)
+            self._drop(report, "the message has the null reverse-path")
             return
         told = report.outcomes if to == self._postmaster else _wanted(report.outcomes, "FAILURE", default=True)
         await self._send(report, Kind.FAILED, told, to)
@@ -67,7 +69,7 @@ class Bounce:
             return self._postmaster if report.local and foreign else None
         return envelope.mail_from if envelope.origin.account else self._postmaster
 
-    def _drop(self, report: Report) -> None:
+    def _drop(self, report: Report, reason: str) -> None:
         metrics.add("bounces_dropped", len(report.outcomes))
         for outcome in report.outcomes:
             _log.warning(
@@ -75,7 +77,7 @@ class Bounce:
                 queue_id=report.queue_id,
                 rcpt_to=str(outcome.recipient.address),
                 reply=outcome.reply,
-                reason="the message has the null reverse-path",
+                reason=reason,
             )
 
     async def _send(self, report: Report, kind: Kind, outcomes: Sequence[Outcome], to: Address) -> None:
@@ -108,7 +110,15 @@ class Bounce:
             body="7BIT" if message.isascii() else "8BITMIME",
             smtputf8=not (made.head.isascii() and to.is_ascii),
         )
-        await self._submit(envelope, made)
+        try:
+            await self._submit(envelope, made)
+        except SmtpError as e:
+            if e.reply.is_temporary:
+                raise
+            # the account was removed meanwhile: trying again would be for ever
+            if kind is Kind.FAILED:
+                self._drop(report, f"{to} can't be told: {e.reason}")
+            return
         metrics.add(f"notifications_{kind.value}")
         _log.info(
             "notification_sent", queue_id=report.queue_id, rcpt_to=str(to), verdict=kind.value, count=len(outcomes)

@@ -10,7 +10,7 @@ Order, so that nothing acknowledged is ever lost and as little as possible is do
 
 A crash before 4 leaves an unacknowledged message: the client sends it again, and what step 2 or 3 had stored is there
 twice. If nobody at all could be stored in step 2 and there is nobody elsewhere, the answer is the mailbox's own
-(452, 451 or 5xx) and nothing is queued. If step 3 fails the answer is 452 although a mailbox may have the message.
+(452, 451 or 5xx) and nothing is queued, unless the message was made here. If step 3 fails the answer is 452 although a mailbox may have the message.
 
 Over LMTP (RFC 2033) each recipient has a reply of its own, and one whose mailboxes all refused gets that refusal.
 
@@ -145,7 +145,12 @@ class Dispatch:
                 _log.warning("notice_undeliverable", rcpt_to=str(recipient.address), reason=e.reason)
         if not targets:
             raise SmtpError(replies.UNKNOWN_RECIPIENT, "no recipient of a message made here can be reached")
-        return await self.accept(envelope, content, targets)
+        queue_id = new_queue_id()
+        # nobody would send it again, so it waits in the queue for a mailbox that is full or can't be had now
+        outcome = (await self._commit(queue_id, envelope, content, [self._group(targets)], keep=True))[0]
+        if isinstance(outcome, SmtpError):
+            raise outcome
+        return Accepted(queue_id, outcome)
 
     async def resolve(self, address: Address) -> Resolution:
         """Where mail for `address` goes, here or elsewhere. Raises SmtpError (550 5.1.1, 451 4.3.0)."""
@@ -178,9 +183,9 @@ class Dispatch:
         return group
 
     async def _commit(
-        self, queue_id: QueueId, envelope: Envelope, content: Content, groups: Sequence[_Group]
+        self, queue_id: QueueId, envelope: Envelope, content: Content, groups: Sequence[_Group], *, keep: bool = False
     ) -> list[Reply | SmtpError]:
-        """Steps 1 to 4 for all groups at once; what each group's reply is."""
+        """Steps 1 to 4 for all groups at once; what each group's reply is. `keep`: queue it also if nobody has it."""
         started = time.monotonic()
         single = envelope.recipients[0].address if len(envelope.recipients) == 1 else None
         stamp = trace.received(
@@ -197,7 +202,7 @@ class Dispatch:
         retried = {
             r.account.id: r
             for group in groups
-            if group.external or any(r.account.id not in failed for r in group.local)
+            if keep or group.external or any(r.account.id not in failed for r in group.local)
             for r in group.local
             if r.account.id in failed
         }
@@ -312,7 +317,11 @@ class Dispatch:
         lost = ", ".join(str(r.address) for r in envelope.recipients)
         domain = envelope.recipients[0].address.domain
         try:
-            resolution = await self.resolve(Address("postmaster", domain))
+            postmaster = Address("postmaster", domain)
+            resolution = await self.resolve(postmaster)
+            if postmaster in resolution.external:
+                # the domain is no longer ours: whoever has it now must not get what was taken here
+                resolution = await self.resolve(Address("postmaster", self._hostname))
         except SmtpError as e:
             _log.error("local_delivery_gave_up", queue_id=queue_id, rcpt_to=lost, reason=f"{reason}; {e.reason}")
             return False
