@@ -40,6 +40,7 @@ from pymx.queue.destination import routing_domain
 from pymx.spool import Content
 
 MAX_RECIPIENTS = 100  # of one transaction: what every server must take (RFC 5321 s. 4.5.3.1.8)
+KEPT_REPLY_S = 20.0  # who does not answer MAIL on a kept connection by then is gone; it costs nothing to connect anew
 _MAX_REPLY_TEXT = 500
 _PIECES_PER_HOP = 4
 _ONE_WRITE_OCTETS = 65_536
@@ -292,8 +293,11 @@ class Connection:
 
     async def _reply_after(self, phase: Phase, before: tuple[Phase, Remote] | None) -> Remote:
         """The next reply. When the connection is gone after a 421, that is what the server had to say."""
+        timeout_s: float = self._outbound.command_timeout_s
+        if phase is Phase.MAIL and self.sent:
+            timeout_s = min(timeout_s, KEPT_REPLY_S)
         try:
-            return await self._reply(phase, self._outbound.command_timeout_s)
+            return await self._reply(phase, timeout_s)
         except Broken as e:
             if before is not None and before[1].code == 421 and e.what is Event.LOST:
                 raise Broken(*before) from e

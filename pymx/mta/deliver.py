@@ -106,7 +106,7 @@ class _Run:
             try:
                 await self._transact(connection)
             except Broken as e:
-                if e.phase is Phase.MAIL and (e.what is Event.LOST or _is_goodbye(e.what)):
+                if e.phase is Phase.MAIL and (e.what in (Event.LOST, Event.TIMEOUT) or _is_goodbye(e.what)):
                     continue  # it had ended meanwhile, as servers do with idle connections
                 self._note_broken(e, connection.host, connection.tls)
             else:
