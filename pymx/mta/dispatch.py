@@ -10,7 +10,8 @@ Order, so that nothing acknowledged is ever lost and as little as possible is do
 
 A crash before 4 leaves an unacknowledged message: the client sends it again, and what step 2 or 3 had stored is there
 twice. If nobody at all could be stored in step 2 and there is nobody elsewhere, the answer is the mailbox's own
-(452, 451 or 5xx) and nothing is queued, unless the message was made here. If step 3 fails the answer is 452 although a mailbox may have the message.
+(452, 451 or 5xx) and nothing is queued, unless the message was made here. If step 3 fails the answer is 452 although
+a mailbox may have the message.
 
 Over LMTP (RFC 2033) each recipient has a reply of its own, and one whose mailboxes all refused gets that refusal.
 
