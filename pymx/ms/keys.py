@@ -66,11 +66,36 @@ def missing(db: Connection, low: int, uids: Sequence[int]) -> list[int]:
     return found
 
 
-def select(db: Connection, low: int, uids: Sequence[int], columns: str) -> list[tuple[Any, ...]]:
+def incomplete(db: Connection, low: int, uids: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Those of `uids` (ascending) that have no row yet, and those that have no INTERNALDATE."""
+    lacks = "(k.id IS NULL OR m.internaldate IS NULL)"
+    found = select(db, low, uids, "k.id IS NULL, m.internaldate IS NULL", lacks)
+    return [uid for uid, unmade, _ in found if unmade], [uid for uid, _, undated in found if undated]
+
+
+def ordered(db: Connection, low: int, uids: Sequence[int], terms: str) -> list[int] | None:
+    """`uids` (ascending) in the order of SQL terms, then as they are; None where they are too few of many."""
+    if not uids or uids[-1] - uids[0] >= 4 * len(uids):
+        return None
+    statement = (
+        "SELECT m.id & 4294967295 FROM message m LEFT JOIN keys k ON k.id = m.id"  # noqa: S608
+        f" WHERE m.id BETWEEN ? AND ? ORDER BY {terms}, m.id"
+    )
+    found = [uid for (uid,) in db.execute(statement, (low | uids[0], low | uids[-1]))]
+    if uids[-1] - uids[0] + 1 != len(uids):
+        wanted = set(uids)
+        found = [uid for uid in found if uid in wanted]
+    return found
+
+
+def select(db: Connection, low: int, uids: Sequence[int], columns: str, condition: str = "1") -> list[tuple[Any, ...]]:
     """(uid, *columns) of `uids` (ascending), of `message` m and `keys` k; what is not in the mailbox is absent."""
     if not uids:
         return []
-    statement = f"SELECT m.id & 4294967295, {columns} FROM message m LEFT JOIN keys k ON k.id = m.id WHERE"  # noqa: S608
+    statement = (
+        f"SELECT m.id & 4294967295, {columns} FROM message m LEFT JOIN keys k ON k.id = m.id"  # noqa: S608
+        f" WHERE {condition} AND"
+    )
     first, last = uids[0], uids[-1]
     if last - first < 4 * len(uids):
         found = db.execute(statement + " m.id BETWEEN ? AND ? ORDER BY m.id", (low | first, low | last)).fetchall()

@@ -31,7 +31,6 @@ ORDERS: Mapping[str, str] = {
 }
 _THREAD = f"{_SENT}, coalesce(k.base_subject, x''), coalesce(k.reply, 0), coalesce(k.thread, x'')"
 _PORTION = 10_000
-_NO_KEYS, _NO_DATE = 1, 2
 
 Row = tuple[Any, ...]
 
@@ -45,8 +44,16 @@ def sort(
     stopped: Callable[[], bool],
 ) -> list[int]:
     """`uids` (ascending) by (criterion, reverse), the first weighing most; what is equal stays in mailbox order."""
-    columns = ", ".join([ORDERS[name] for name, _ in order])
-    found = _rows(box, low, uids, columns, render, stopped)
+    _complete(box, low, uids, render, stopped)
+    if stopped():
+        return []
+    # By SQLite, because it lets other threads run meanwhile, and a sort in Python does not.
+    terms = [f"{ORDERS[name]} {'DESC' if reverse else 'ASC'}" for name, reverse in order]
+    with box.home.index.read() as db:
+        ordered = keys.ordered(db, low, uids, ", ".join(terms))
+    if ordered is not None:
+        return ordered
+    found = _rows(box, low, uids, ", ".join([ORDERS[name] for name, _ in order]), stopped)
     for number in range(len(order), 0, -1):
         found.sort(key=itemgetter(number), reverse=order[number - 1][1])
     return [row[0] for row in found]
@@ -56,36 +63,32 @@ def thread(
     box: Box, low: int, uids: Sequence[int], algorithm: str, render: Render | None, stopped: Callable[[], bool]
 ) -> threads.Forest:
     """`uids` (ascending) as threads."""
-    found = [row[:-1] for row in _rows(box, low, uids, _THREAD, render, stopped)]
+    _complete(box, low, uids, render, stopped)
+    found = _rows(box, low, uids, _THREAD, stopped)
     if algorithm == "ORDEREDSUBJECT":
         return threads.by_subject(found)
     return threads.by_references(found, merge_subjects=algorithm == "REFERENCES")
 
 
-def _rows(
-    box: Box, low: int, uids: Sequence[int], columns: str, render: Render | None, stopped: Callable[[], bool]
-) -> list[Row]:
-    """(uid, *columns, …) of the messages that are there."""
+def _rows(box: Box, low: int, uids: Sequence[int], columns: str, stopped: Callable[[], bool]) -> list[Row]:
+    """(uid, *columns) of the messages that are there."""
     found: list[Row] = []
     for start in range(0, len(uids), _PORTION):
         if stopped():
             break
-        portion = uids[start : start + _PORTION]
-        rows = _portion(box, low, portion, columns)
-        lacking = [row for row in rows if row[-1]]
-        if lacking:
-            unmade = [row[0] for row in lacking if row[-1] & _NO_KEYS]
-            undated = [row[0] for row in lacking if row[-1] & _NO_DATE]
-            if unmade and render is not None:
-                reading.fill_keys(box, low, unmade, render, stopped)
-            if undated:
-                reading.rows(box, low, undated, False, None)
-            rows = _portion(box, low, portion, columns)
-        found += rows
+        with box.home.index.read() as db:
+            found += keys.select(db, low, uids[start : start + _PORTION], columns)
     return found
 
 
-def _portion(box: Box, low: int, uids: Sequence[int], columns: str) -> list[Row]:
-    lacks = f"({_NO_KEYS} * (k.id IS NULL)) | ({_NO_DATE} * (m.internaldate IS NULL))"
-    with box.home.index.read() as db:
-        return keys.select(db, low, uids, f"{columns}, {lacks}")
+def _complete(box: Box, low: int, uids: Sequence[int], render: Render | None, stopped: Callable[[], bool]) -> None:
+    """Make what rows lack."""
+    for start in range(0, len(uids), _PORTION):
+        if stopped():
+            break
+        with box.home.index.read() as db:
+            unmade, undated = keys.incomplete(db, low, uids[start : start + _PORTION])
+        if unmade and render is not None:
+            reading.fill_keys(box, low, unmade, render, stopped)
+        if undated:
+            reading.rows(box, low, undated, False, None)
