@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pymx.mail.flags import DELETED, PASSED, SEEN
 from pymx.ms import letters, names
@@ -17,56 +17,57 @@ from pymx.ms.index import FLAGGED
 from pymx.ms.rows import COLUMNS, MessageRow, select
 
 HOLD_MESSAGES = 1000
+MAX_MODSEQ = 0x7FFFFFFFFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What STORE asks for; `mode` is set, add or remove."""
+    """What STORE asks for; `mode` is set, add or remove. `known`: the session has been told all up to this modseq."""
 
     mode: str
     flags: int
     keywords: Sequence[str]
     unchanged_since: int | None = None
+    known: int = MAX_MODSEQ
 
 
-def store(box: Box, uids: Sequence[int], change: Change) -> tuple[list[MessageRow], list[int], set[int]]:
-    """Change flags; the rows as they are now, UIDs left alone by `unchanged_since`, and the modseqs given."""
-    rows: list[MessageRow] = []
-    modified: list[int] = []
-    given: set[int] = set()
+@dataclass(slots=True)
+class Done:
+    """What STORE did: the rows as they are now, and UIDs left alone by `unchanged_since`."""
+
+    rows: list[MessageRow] = field(default_factory=list)
+    modified: list[int] = field(default_factory=list)
+    given: set[int] = field(default_factory=set)  # modseqs of nothing but these changes
+    mixed: set[int] = field(default_factory=set)  # UIDs that others had changed since the session was last told
+
+
+def store(box: Box, uids: Sequence[int], change: Change) -> Done:
+    """Change flags."""
+    done = Done()
     for start in range(0, len(uids), HOLD_MESSAGES):
-        missed = _hold(box, uids[start : start + HOLD_MESSAGES], False, change, rows, modified, given)
+        missed = _hold(box, uids[start : start + HOLD_MESSAGES], False, change, done)
         if missed:
             # A foreign program renamed them this very moment: list the directories, try the new names.
-            _hold(box, missed, True, change, rows, modified, given)
-            rows.sort()
-    return rows, modified, given
+            _hold(box, missed, True, change, done)
+            done.rows.sort()
+    return done
 
 
-def _hold(
-    box: Box,
-    uids: Sequence[int],
-    full: bool,
-    change: Change,
-    rows: list[MessageRow],
-    modified: list[int],
-    given: set[int],
-) -> list[int]:
+def _hold(box: Box, uids: Sequence[int], full: bool, change: Change, done: Done) -> list[int]:
     """One hold's work; the UIDs whose files were not where the rows say."""
     with Hold(box, full=full) as hold:
+        foreign = hold.modseq  # of what others did to the files, and then of our change too
         if change.mode == "remove":
             bits = letters.known_bits(hold.db, hold.row, change.keywords)
         else:
             bits = letters.bits(hold, change.keywords)
-        missed = _store_part(hold, uids, change, bits, rows, modified)
-        if hold.modseq:
-            given.add(hold.modseq)
+        missed = _store_part(hold, uids, change, bits, done)
+        if hold.modseq and not foreign:
+            done.given.add(hold.modseq)
     return missed
 
 
-def _store_part(
-    hold: Hold, uids: Sequence[int], change: Change, bits: int, rows: list[MessageRow], modified: list[int]
-) -> list[int]:
+def _store_part(hold: Hold, uids: Sequence[int], change: Change, bits: int, done: Done) -> list[int]:
     mode, flags, since = change.mode, change.flags, change.unchanged_since
     low, missed, given = hold.row.low, [], 0
     updates: list[tuple[int, int, int, bytes, int]] = []
@@ -76,7 +77,7 @@ def _store_part(
     for row in select(hold.db, low, uids, columns=f"{COLUMNS}, in_new, name"):
         uid, modseq, old_flags, old_bits, octets, date, saved, in_new, name = row
         if since is not None and modseq > since:
-            modified.append(uid)
+            done.modified.append(uid)
             continue
         if mode == "add":
             new_flags, new_bits = old_flags | flags, old_bits | bits
@@ -85,7 +86,7 @@ def _store_part(
         else:
             new_flags, new_bits = flags | (old_flags & PASSED), bits
         if new_flags == old_flags and new_bits == old_bits:
-            rows.append(row[:7])
+            done.rows.append(row[:7])
             continue
         fresh = names.with_flags(name, new_flags, new_bits)
         if in_new or fresh != name:
@@ -98,7 +99,9 @@ def _store_part(
         beyond |= old_bits ^ new_bits
         updates.append((given, new_flags, new_bits, fresh, low | uid))
         touched.append(uid)
-        rows.append((uid, given, new_flags, new_bits, octets, date, saved))
+        done.rows.append((uid, given, new_flags, new_bits, octets, date, saved))
+        if modseq > change.known:
+            done.mixed.add(uid)
         unseen += (not new_flags & SEEN) - (not old_flags & SEEN)
         deleted += bool(new_flags & DELETED) - bool(old_flags & DELETED)
     if updates:

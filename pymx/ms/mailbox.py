@@ -139,6 +139,7 @@ class Mailbox:
         self._low = state.row.low
         self._guid = state.row.guid
         self._own_modseqs: set[int] = set()
+        self._mixed: set[int] = set()  # UIDs that others had changed before our own STORE did
         self._held_back = False  # expunged messages are still in the view
         self._callback: Callable[[], None] | None = None
         self._closed = False
@@ -185,8 +186,9 @@ class Mailbox:
     def _flagged(self, found: list[MessageRow], since: int) -> list[MessageRow]:
         """Changed rows the session has not been told by its own STORE, and that are in its view."""
         own, self._own_modseqs = self._own_modseqs, set()
+        mixed, self._mixed = self._mixed, set()
         last = self.uids[-1] if self.uids else 0
-        changed = [row for row in found if row[1] > since and row[1] not in own and row[0] <= last]
+        changed = [row for row in found if row[1] > since and (row[1] not in own or row[0] in mixed) and row[0] <= last]
         there = {self.uids[at] for at in flagging.positions(self.uids, [row[0] for row in changed])}
         return [row for row in changed if row[0] in there]
 
@@ -336,17 +338,18 @@ class Mailbox:
         *,
         unchanged_since: int | None = None,
     ) -> Stored:
-        """Change flags; what this session changed is not told again by `refresh`."""
+        """Change flags; what nobody but this session changed is not told again by `refresh`."""
         self._writable()
-        change = flagging.Change(mode, flags, keywords, unchanged_since)
-        found, modified, given = await self._run(
+        change = flagging.Change(mode, flags, keywords, unchanged_since, self.highestmodseq)
+        done = await self._run(
             lambda _: flagging.store(self._box, uids, change),
             bulk=len(uids) > _BULK_MESSAGES,
         )
-        self._own_modseqs |= given
+        self._own_modseqs |= done.given
+        self._mixed |= done.mixed
         if keywords and mode != "remove":
             self.keywords = await self._run(lambda _: self._keywords())
-        return Stored(found, modified)
+        return Stored(done.rows, done.modified)
 
     def _keywords(self) -> list[str]:
         with self._box.home.index.read() as db:
