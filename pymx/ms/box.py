@@ -118,6 +118,7 @@ class Box:
         self.views = ViewCache()
         self.last_listing = 0.0
         self.seen: Stamp | None = None  # what the files looked like when the index was last known to be current
+        self.seen_modseq = 0  # the mailbox's at that time
         self.first_change = True
         self.guid = ""  # as last seen in the index
         self.users = 0
@@ -182,6 +183,7 @@ class Box:
                 return
         assert row is not None
         self.seen = None if row.dirty_since else row.stamp
+        self.seen_modseq = row.highestmodseq
 
     def tell(self, ino: int, size: int) -> None:
         """The told barrier: return only when the uidlist is on disk up to `size`."""
@@ -340,6 +342,7 @@ class Hold:
         stamp = self.box.stamp()
         row.uidlist_ino, row.uidlist_size, row.uidlist_mtime, row.cur_mtime, row.new_mtime = stamp
         self.box.seen = None if row.dirty_since else stamp
+        self.box.seen_modseq = row.highestmodseq
         self.db.execute(
             _UPDATE,
             (

@@ -30,6 +30,7 @@ class Hints:
         self._directory = runtime_dir
         self._loop: asyncio.AbstractEventLoop | None = None
         self._callbacks: dict[Key, set[Callable[[], None]]] = {}
+        self._latest: dict[Key, int] = {}  # the highest modseq each was told of
         self._pending: set[Key] = set()
         self._mutex = threading.Lock()
         self._socket: socket.socket | None = None
@@ -73,18 +74,25 @@ class Hints:
             there.discard(callback)
             if not there:
                 del self._callbacks[key]
+                self._latest.pop(key, None)
 
     def publish(self, account: str, guid: str, modseq: int) -> None:
         """A mailbox changed; from any thread."""
-        self._mark((account, guid))
+        self._mark((account, guid), modseq)
         if self._socket is not None:
             self._send(f"{account}\0{guid}\0{modseq}".encode())
 
-    def _mark(self, key: Key) -> None:
+    def missed(self, key: Key, modseq: int) -> None:
+        """A mailbox is found to be at `modseq`: tell it here unless that is known; from any thread."""
+        if modseq > self._latest.get(key, 0):
+            self._mark(key, modseq)
+
+    def _mark(self, key: Key, modseq: int) -> None:
         loop = self._loop
         if loop is None or key not in self._callbacks:
             return
         with self._mutex:
+            self._latest[key] = max(modseq, self._latest.get(key, 0))
             first = not self._pending
             self._pending.add(key)
         if first:
@@ -161,5 +169,5 @@ class Hints:
                 self.notify_all()
                 continue
             parts = message.decode("utf-8", "replace").split("\0")
-            if len(parts) == 3:
-                self._mark((parts[0], parts[1]))
+            if len(parts) == 3 and parts[2].isdecimal():
+                self._mark((parts[0], parts[1]), int(parts[2]))

@@ -228,7 +228,7 @@ class Store:
             self._accounts.pop(account.email, None)
 
     async def _look(self, boxes: list[Box]) -> None:
-        """Compare watched mailboxes with their index; differences become hints."""
+        """Compare watched mailboxes with their index; differences, and hints that did not arrive, become hints."""
         accounts = [a for email in {box.home.email for box in boxes} if (a := self._accounts.get(email))]
         for account in accounts:
             account.uses += 1
@@ -238,10 +238,11 @@ class Store:
             for box in boxes:
                 try:
                     with translated():
-                        if box.quiet():
-                            continue
-                        box.refresh()
-                        opened += [a for a in accounts if a.email == box.home.email]
+                        if not box.quiet():
+                            box.refresh()
+                            opened += [a for a in accounts if a.email == box.home.email]
+                        # What another process of ours did is in the index already, and its hint may be lost.
+                        self.hints.missed((box.home.email, box.guid), box.seen_modseq)
                 except NoSuchMailbox:
                     box.home.changed(box.guid, 0)
                 except StoreError as error:
