@@ -33,8 +33,9 @@ class Namespace:
         name = self.folded(name)
         if name == INBOX or not self.prefix:
             return name
-        if name.startswith(self.prefix) and len(name) > len(self.prefix):
-            return name[len(self.prefix) :]
+        inner = self.folded(name[len(self.prefix) :]) if name.startswith(self.prefix) else ""
+        if inner and inner != INBOX:  # INBOX.INBOX is another name, and must not mean INBOX
+            return inner
         if create:
             raise No(f"Mailbox names here begin with {self.prefix}", code="CANNOT")
         raise No("No such mailbox", code="NONEXISTENT")
