@@ -119,8 +119,8 @@ async def test_searches_give_what_asking_every_message_gives(store: Store) -> No
         for key in KEYS:
             assert await mailbox.search(Header(name, key)) == search.run(Header(name, key), model), (name, key)
 
-    from pymx.ms.searching import find
     from pymx.ms.mailbox import _SearchView
+    from pymx.ms.searching import find
 
     @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
     @given(criteria, st.booleans())
