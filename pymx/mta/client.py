@@ -105,6 +105,10 @@ class Connection:
     def passes_dsn_on(self) -> bool:
         return "dsn" in self._extensions
 
+    @property
+    def takes_utf8(self) -> bool:
+        return "smtputf8" in self._extensions
+
     # -- opening ----------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -236,7 +240,7 @@ class Connection:
         limit = self._extensions.get("size", "")
         if limit.isdigit() and 0 < int(limit) < content.size_octets:
             return Remote(552, f"5.3.4 Message of {content.size_octets} octets is over the limit of {limit}")
-        if _needs_smtputf8(envelope, recipients, content) and "smtputf8" not in self._extensions:
+        if _needs_smtputf8(envelope, recipients, content) and not self.takes_utf8:
             return Remote(553, "5.6.7 The address or header is not ASCII, and the server does not offer SMTPUTF8")
         return None
 
@@ -420,12 +424,17 @@ def _path(address: Address | None, *, utf8: bool) -> str:
     return str(Address(address.local_part, routing_domain(address)))
 
 
+def has_ascii_form(address: Address) -> bool:
+    """Whether a server without SMTPUTF8 can be given the address."""
+    return address.local_part.isascii() and routing_domain(address).isascii()
+
+
 def _needs_smtputf8(envelope: Envelope, recipients: Sequence[Recipient], content: Content) -> bool:
     """Whether the message can't be had without (RFC 6531 s. 3.4). A domain can be written in A-labels."""
     addresses = [r.address for r in recipients]
     if envelope.mail_from is not None:
         addresses.append(envelope.mail_from)
-    if any(not (address.local_part.isascii() and routing_domain(address).isascii()) for address in addresses):
+    if not all(has_ascii_form(address) for address in addresses):
         return True
     return envelope.smtputf8 and not content.head.isascii()
 

@@ -17,7 +17,7 @@ from pymx import log, metrics
 from pymx.config.model import Outbound
 from pymx.mail.envelope import Recipient
 from pymx.mail.status import split_status
-from pymx.mta.client import MAX_RECIPIENTS, Broken, Connection, Contexts
+from pymx.mta.client import MAX_RECIPIENTS, Broken, Connection, Contexts, has_ascii_form
 from pymx.mta.mx import Host, MxLookup, Unroutable
 from pymx.mta.route import Hop, TlsMode, by_hop
 from pymx.mta.trouble import Action, Event, Phase, Remote, Verdict, judge, last_host
@@ -144,7 +144,7 @@ class _Run:
         envelope, content = self._attempt.envelope, self._attempt.content
         todo = list(self._pending)
         while todo:
-            places = todo[:MAX_RECIPIENTS]
+            places = self._together(todo, connection)
             recipients = [envelope.recipients[n] for n in places]
             try:
                 replies = await connection.send(envelope, recipients, content)
@@ -163,8 +163,17 @@ class _Run:
                     again.append(n)  # the server takes fewer at a time: the rest in another transaction
                 else:
                     self._note(n, phase, reply, connection.host, connection.tls, connection)
-            todo = again + todo[MAX_RECIPIENTS:]
+            done = set(places)
+            todo = again + [n for n in todo if n not in done]
         self._deliver._kept.give(self._hop.key, connection)
+
+    def _together(self, todo: Sequence[int], connection: Connection) -> list[int]:
+        """Whom the next transaction is for: those that the server could only take with SMTPUTF8 go apart."""
+        if connection.takes_utf8:
+            return list(todo[:MAX_RECIPIENTS])
+        recipients = self._attempt.envelope.recipients
+        plain = has_ascii_form(recipients[todo[0]].address)
+        return [n for n in todo if has_ascii_form(recipients[n].address) is plain][:MAX_RECIPIENTS]
 
     # -- outcomes ---------------------------------------------------------------------------------------------------
 

@@ -304,3 +304,17 @@ async def test_long_and_odd_replies_are_tamed(scripted_remote: Start, deliver_to
     assert outcome.reply == "550 5.1.1 no such user \\x1b[31mred"
     (outcome,) = await deliver.attempt(attempt("a@far.test"))
     assert len(outcome.reply) < 600
+
+
+async def test_a_recipient_that_needs_smtputf8_does_not_take_the_others_down(
+    scripted_remote: Start, deliver_to: DeliverTo
+) -> None:
+    """RFC 6531 s. 3.5: only what can't be sent without the extension is refused for the want of it."""
+    unable = scripted_remote(extensions=("PIPELINING",))
+    mixed = attempt("bob@far.test", "b\u00fccher@far.test", "eve@far.test", smtputf8=True)
+    outcomes = await deliver_to(smarthost(unable.port)).attempt(mixed)
+    assert results(outcomes) == [(OK, "2.0.0"), (FAILED, "5.6.7"), (OK, "2.0.0")]
+    assert [m.rcpt_to for m in unable.messages] == [("bob@far.test", "eve@far.test")]
+    able = scripted_remote()
+    assert results(await deliver_to(smarthost(able.port)).attempt(mixed)) == [(OK, "2.0.0")] * 3
+    assert len(able.messages) == 1
