@@ -52,7 +52,7 @@ from pymx.mta.deliver import Deliver
 from pymx.mta.dispatch import Dispatch
 from pymx.mta.inbound import Inbound
 from pymx.net import notify
-from pymx.net.listener import BindError, Caps, Server
+from pymx.net.listener import BindError, Caps, Server, handshake_caps
 from pymx.net.peers import Peers
 from pymx.net.sessions import Sessions
 from pymx.net.tls import PemError, apply_asyncio_tls_buffer
@@ -281,7 +281,10 @@ class Process:
         )
 
     def _listen(self, name: str, factory: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None) -> None:
-        self._servers += [Server(name, sock, factory, ssl=tls) for sock in self._site.sockets.get(name, ())]
+        handshakes = handshake_caps(self._config.tls, self._config.limits.trusted)
+        self._servers += [
+            Server(name, sock, factory, ssl=tls, handshakes=handshakes) for sock in self._site.sockets.get(name, ())
+        ]
 
     async def _start_runner(
         self,

@@ -86,6 +86,8 @@ class Tls(Struct, forbid_unknown_fields=True, frozen=True):
     certificate: Annotated[str, _doc("PEM file with the chain; empty = no TLS, only for tests")] = ""
     private_key: Annotated[str, _doc("PEM file with its key")] = ""
     minimum: Annotated[Literal["1.2", "1.3"], _doc("lowest TLS version")] = "1.2"
+    max_handshakes: Annotated[Positive, _doc("handshakes in progress, per process and implicit-TLS listener")] = 500
+    max_handshakes_per_ip: Annotated[Positive, _doc("of them from one address (IPv6: one /64)")] = 50
 
 
 class Smtp(Struct, forbid_unknown_fields=True, frozen=True):

@@ -18,11 +18,10 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from pymx.config.model import Tls
 from pymx.net.handshake import TlsAcceptor
 
 BACKLOG = 512
-MAX_HANDSHAKES = 500  # in progress, of one listener and process
-MAX_HANDSHAKES_PER_IP = 50
 _FIRST_ADOPTED_FD = 3  # sd_listen_fds(3)
 _UNIX_MODE = 0o666  # as Dovecot's LMTP socket; the directory decides who gets there
 
@@ -178,6 +177,11 @@ class Caps:
         return str(address)
 
 
+def handshake_caps(tls: Tls, trusted: Sequence[str]) -> Caps:
+    """For the handshakes in progress of one listener."""
+    return Caps(tls.max_handshakes, tls.max_handshakes_per_ip, trusted)
+
+
 class Server:
     """One listening socket being served; TLS from the first octet when `ssl` is given.
 
@@ -191,18 +195,20 @@ class Server:
         factory: Callable[[], asyncio.Protocol],
         *,
         ssl: ssl.SSLContext | None = None,
+        handshakes: Caps | None = None,
     ) -> None:
         self.name = name
         self.sock = sock
         self._factory = factory
         self._ssl = ssl
+        self._handshakes = handshakes
         self._server: asyncio.Server | TlsAcceptor | None = None
 
     async def start(self) -> None:
         """Accept from now on."""
         loop = asyncio.get_running_loop()
         if self._ssl is not None:
-            caps = Caps(MAX_HANDSHAKES, MAX_HANDSHAKES_PER_IP, ())
+            caps = self._handshakes or handshake_caps(Tls(), ())
             self._server = TlsAcceptor(self.name, self.sock, self._factory, self._ssl, caps)
         elif self.sock.family == socket.AF_UNIX:
             self._server = await loop.create_unix_server(self._factory, sock=self.sock, backlog=BACKLOG)

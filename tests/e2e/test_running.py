@@ -27,6 +27,27 @@ def appliance() -> Iterator[Appliance]:
     server.remove()
 
 
+def test_mail_flows_on_the_standard_event_loop_too(appliance: Appliance) -> None:
+    """[event_loop] asyncio is the fallback where uvloop is missing: TLS in, push, TLS out."""
+    appliance.top = 'event_loop = "asyncio"'
+    appliance.write_config()
+    appliance.populate()
+    appliance.start()
+    assert "event_loop=asyncio" in appliance.log()
+    with appliance.imap("bob") as imap:
+        imap.select("INBOX")
+        imap.send(b"x IDLE\r\n")
+        assert imap.readline().startswith(b"+")
+        appliance.submit("alice", appliance.address("bob"), "by asyncio")
+        while not imap.readline().endswith(b"EXISTS\r\n"):
+            pass
+        imap.send(b"DONE\r\n")
+        while not imap.readline().startswith(b"x OK"):
+            pass
+    assert appliance.subjects("bob") == ["by asyncio"]
+    assert appliance.stop() == 0
+
+
 def test_taken_port_is_named_with_its_setting(appliance: Appliance) -> None:
     with socket.create_server(("127.0.0.1", appliance.ports["imaps"])):
         appliance.populate(())

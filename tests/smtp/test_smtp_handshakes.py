@@ -10,7 +10,6 @@ from support.wait import wait_for
 
 from pymx.config.model import Tls
 from pymx.mail.envelope import Listener
-from pymx.net.listener import MAX_HANDSHAKES_PER_IP
 from pymx.net.tls import Certificates
 
 
@@ -42,7 +41,7 @@ def closed(sock: socket.socket) -> bool:
 
 def test_handshakes_in_progress_are_capped_per_address(service, tls_files):
     """One too many is closed at once; when the others have gone, TLS works again."""
-    silent = [connect(service) for _ in range(MAX_HANDSHAKES_PER_IP)]
+    silent = [connect(service) for _ in range(Tls().max_handshakes_per_ip)]
     extra = connect(service)
     wait_for(lambda: closed(extra))
     assert not closed(silent[0])
