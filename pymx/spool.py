@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CHUNK = 65536
+_SMALL = 512
 
 
 class HeaderTooLong(Exception):
@@ -198,7 +199,10 @@ class SpoolWriter:
         if self._file is not None:
             self._file.write(data)
             return
-        self._parts.append(data)
+        if self._parts and len(data) < _SMALL and len(self._parts[-1]) < CHUNK // 16:
+            self._parts[-1] += data  # an object for each octet that drips in would cost forty times the octets
+        else:
+            self._parts.append(data)
         if self._length > self._memory:
             self._file = SpoolFile(self._directory)
             self._file.write(b"".join(self._parts))

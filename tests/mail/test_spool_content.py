@@ -1,5 +1,6 @@
 """Message content in memory and in a file."""
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,20 @@ def test_disk_form_has_lf_for_every_crlf_across_chunks(pieces: list[bytes]) -> N
     body = b"".join(pieces)
     content = Content(b"A: 1\r\n", b"\r\n" + body)
     assert b"".join(content.disk_chunks()) == (b"A: 1\r\n\r\n" + body).replace(b"\r\n", b"\n")
+
+
+def test_octets_that_drip_in_take_no_more_memory_than_others(tmp_path: Path) -> None:
+    """The limit in memory is one of octets, however small the pieces are that a peer sends them in."""
+    writer = SpoolWriter(tmp_path, memory_octets=262_144)
+    writer.feed(b"A: b\r\n\r\n")
+    tracemalloc.start()
+    try:
+        for _ in range(100_000):
+            writer.feed(bytes(bytearray(b"x")))
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 300_000
+    content = writer.finish()
+    assert content.in_memory
+    assert content.read() == b"A: b\r\n\r\n" + b"x" * 100_000
