@@ -118,10 +118,17 @@ def delete(home: Home, layout: Layout, levels: Levels) -> bytes:
             trash = os.path.join(trash, b"%d.%s" % (time.time_ns(), secrets.token_hex(4).encode()))
         home.disk.rename(path, trash)
         home.disk.sync_directory(os.path.dirname(path))
-        _forget(home, storage_name(levels))
+        guids = _forget(home, storage_name(levels))
         if home.place.control:
             purge(home.place.control_of(path, levels))
+    _tell(home, guids)
     return trash
+
+
+def _tell(home: Home, guids: list[str]) -> None:
+    """Sessions that wait in these mailboxes look, and find them gone."""
+    for guid in guids:
+        home.changed(guid, 0)
 
 
 def purge(trash: bytes) -> None:
@@ -129,9 +136,11 @@ def purge(trash: bytes) -> None:
     shutil.rmtree(trash, ignore_errors=True)
 
 
-def _forget(home: Home, name: str) -> None:
+def _forget(home: Home, name: str) -> list[str]:
+    """Take a mailbox out of the index; its GUID."""
     with home.index.write() as db:
-        for (mailbox,) in db.execute("SELECT id FROM mailbox WHERE name=?", (name,)).fetchall():
+        found = db.execute("SELECT id, guid FROM mailbox WHERE name=?", (name,)).fetchall()
+        for mailbox, _ in found:
             for table in ("message", "rendered", "keys"):
                 db.execute(
                     f"DELETE FROM {table} WHERE id BETWEEN ? AND ?",  # noqa: S608
@@ -140,6 +149,7 @@ def _forget(home: Home, name: str) -> None:
             for table in ("change", "keyword"):
                 db.execute(f"DELETE FROM {table} WHERE mailbox=?", (mailbox,))  # noqa: S608
             db.execute("DELETE FROM mailbox WHERE id=?", (mailbox,))
+    return [guid for _, guid in found]
 
 
 @contextmanager
@@ -182,9 +192,13 @@ def rename(home: Home, layout: Layout, old: Levels, new: Levels) -> None:
                     _move_control(home, before, after)
                     home.disk.rename(layout.path(home.root, before), layout.path(home.root, after))
             home.disk.sync_directory(home.root)
+        guids: list[str] = []
         with home.index.write() as db:
             for before, after in moves:
+                found = db.execute("SELECT guid FROM mailbox WHERE name=?", (storage_name(before),)).fetchall()
+                guids += [guid for (guid,) in found]
                 db.execute("UPDATE mailbox SET name=? WHERE name=?", (storage_name(after), storage_name(before)))
+    _tell(home, guids)
 
 
 def _move_control(home: Home, old: Levels, new: Levels) -> None:

@@ -431,7 +431,23 @@ class Mailbox:
         self._store.release(self._account)
 
     async def _run(self, function: Callable[[Account], T], *, bulk: bool = False) -> T:
-        return await self._store.run(self.owner, function, bulk=bulk)
+        def run(account: Account) -> T:
+            self._check_same()
+            return function(account)
+
+        return await self._store.run(self.owner, run, bulk=bulk)
+
+    def _check_same(self) -> None:
+        """Raise NoSuchMailbox if the name is another mailbox's by now: its UIDs are those of other messages."""
+        for again in (False, True):
+            if again:
+                self._box.refresh()  # the index is new
+            with self._box.home.index.read() as db:
+                row = self._box.row(db)
+            if row is not None:
+                break
+        if row is None or row.id != self._id or row.uidvalidity != self.uidvalidity:
+            raise NoSuchMailbox("Mailbox was replaced by another one")
 
 
 class _SearchView:

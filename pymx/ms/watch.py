@@ -35,7 +35,7 @@ class Watch:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fd = -1
         self._boxes: dict[Box, int] = {}  # users
-        self._descriptors: dict[int, Box] = {}
+        self._descriptors: dict[int, set[Box]] = {}  # a renamed mailbox has two for a while
         self._of_box: dict[Box, list[int]] = {}
         self._dirty: set[Box] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -69,13 +69,13 @@ class Watch:
         descriptors = [_libc().inotify_add_watch(self._fd, path, _MASK) for path in (box.cur, box.new)]
         if min(descriptors) < 0:
             _log.warning("inotify_limit", path=os.fsdecode(box.path), reason="polled each second instead")
-            descriptors = [d for d in descriptors if d >= 0]
             for descriptor in descriptors:
-                _libc().inotify_rm_watch(self._fd, descriptor)
+                if descriptor >= 0 and descriptor not in self._descriptors:
+                    _libc().inotify_rm_watch(self._fd, descriptor)
             return
         self._of_box[box] = descriptors
         for descriptor in descriptors:
-            self._descriptors[descriptor] = box
+            self._descriptors.setdefault(descriptor, set()).add(box)
 
     def remove(self, box: Box) -> None:
         left = self._boxes.get(box, 0) - 1
@@ -85,7 +85,12 @@ class Watch:
         self._boxes.pop(box, None)
         self._dirty.discard(box)
         for descriptor in self._of_box.pop(box, []):
-            if self._descriptors.pop(descriptor, None) is not None:
+            left_there = self._descriptors.get(descriptor)
+            if left_there is None:
+                continue
+            left_there.discard(box)
+            if not left_there:
+                del self._descriptors[descriptor]
                 _libc().inotify_rm_watch(self._fd, descriptor)
 
     def _read(self) -> None:
@@ -99,9 +104,7 @@ class Watch:
             at += _HEADER.size + length
             if descriptor == -1:  # IN_Q_OVERFLOW
                 self._dirty.update(self._boxes)
-            box = self._descriptors.get(descriptor)
-            if box is not None:
-                self._dirty.add(box)
+            self._dirty |= self._descriptors.get(descriptor, set())
             if mask & 0x8000:  # IN_IGNORED: the directory is gone
                 self._descriptors.pop(descriptor, None)
         self._schedule()

@@ -90,6 +90,60 @@ async def test_idle_is_told_when_the_other_process_could_not_send_its_hint(rig: 
         await other.close()
 
 
+async def test_a_deleted_mailbox_made_anew_is_another_one(rig: Rig) -> None:
+    """RFC 3501 s. 2.3.1.1: UIDs of the old one must not reach messages of the new one."""
+    phone, desktop = await rig.login(), await rig.login()
+    await phone.ok("CREATE Foo")
+    await phone.append(MESSAGE, "Foo")
+    await phone.ok("SELECT Foo")
+    await desktop.ok("DELETE Foo")
+    await desktop.ok("CREATE Foo")
+    await desktop.append(MESSAGE.replace(b"Text", b"Precious"), "Foo")
+    for command in ("FETCH 1 BODY[]", "STORE 1 +FLAGS (\\Deleted)", "COPY 1 Trash", "MOVE 1 Trash"):
+        phone.send(f"x UID {command}\r\n".encode())
+        line = await phone.line()
+        assert line.startswith((b"x NO", b"* BYE")), line
+        if line.startswith(b"* BYE"):
+            break
+    assert (await desktop.ok("STATUS Foo (MESSAGES DELETED)"))[0] == b"* STATUS Foo (MESSAGES 1 DELETED 0)"
+    assert (await desktop.ok("STATUS Trash (MESSAGES)"))[0] == b"* STATUS Trash (MESSAGES 0)"
+    await phone.close()
+    await desktop.close()
+
+
+@pytest.mark.parametrize("commands", [("DELETE Foo", "CREATE Foo"), ("RENAME Foo Bar",)])
+async def test_idle_ends_when_the_mailbox_goes(rig: Rig, commands: tuple[str, ...]) -> None:
+    """Nobody waits half an hour for mail in a mailbox that is no more."""
+    phone, desktop = await rig.login(), await rig.login()
+    await phone.ok("CREATE Foo")
+    await phone.ok("SELECT Foo")
+    phone.send(b"i IDLE\r\n")
+    assert await phone.line() == b"+ idling"
+    for command in commands:
+        await desktop.ok(command)
+    async with asyncio.timeout(3):
+        assert (await phone.line()).startswith(b"* BYE")
+    await phone.close()
+    await desktop.close()
+
+
+async def test_a_renamed_mailbox_is_watched_by_those_who_open_it(rig: Rig, tmp_path: Path) -> None:
+    """Two sessions, two names, one directory: the end of one must not make the other deaf."""
+    await rig.store.create(ALICE, "Foo")
+    old = await rig.store.open(ALICE, "Foo", read_only=False)
+    old.watch(lambda: None)
+    await rig.store.rename(ALICE, "Foo", "Bar")
+    new = await rig.store.open(ALICE, "Bar", read_only=False)
+    told = asyncio.Event()
+    new.watch(told.set)
+    old.close()
+    told.clear()
+    (maildir(tmp_path) / ".Bar" / "new" / "1.M1P1.x").write_bytes(b"a: b\n\nc\n")
+    async with asyncio.timeout(3):
+        await told.wait()
+    new.close()
+
+
 # Prefix and fs
 
 
@@ -487,3 +541,26 @@ async def test_many_connections_of_one_address_are_in_order(rig: Rig) -> None:
     for client in clients:
         assert await client.line() == b"* 1 EXISTS"
         await client.close()
+
+
+@pytest.mark.parametrize("items", ["BODY.PEEK[1]", "BODY.PEEK[HEADER]"])
+async def test_one_slow_message_does_not_stop_the_others(rig: Rig, items: str) -> None:
+    """Many lines that begin like a boundary, or a header without an end: 12 MB take long, but not of the loop."""
+    head = b"Content-Type: multipart/mixed; boundary=xyz\r\n"
+    await rig.deliver(head + (b"\r\n" + b"--xy\r\n" * 2_000_000 if "1" in items else b"x: --xy\r\n" * 1_200_000))
+    client = await rig.select()
+    longest = 0.0
+    loop = asyncio.get_running_loop()
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            before = loop.time()
+            await asyncio.sleep(0)
+            longest = max(longest, loop.time() - before)
+
+    watcher = asyncio.create_task(watch())
+    await client.ok(f"FETCH 1 ({items})")
+    watcher.cancel()
+    assert longest < 0.3
+    await client.close()
