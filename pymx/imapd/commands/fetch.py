@@ -152,7 +152,10 @@ async def _write_message(client: Client, plan: _Plan, head: bytes, uid: int, mes
         return
     octets = await _octets(client, plan, uid, message)
     part: Part | None = None
-    if plan.structure or sum(1 for body in plan.bodies if body.section.path or body.kind != "body") > 1:
+    if len(octets) > LARGE and not plan.header_only:
+        # One made to be slow must not stop everybody else.
+        part = await client.server.store.in_thread(lambda: parse(octets))
+    elif plan.structure or sum(1 for body in plan.bodies if body.section.path or body.kind != "body") > 1:
         part = parse(octets)
     # Before anything is written: one that can't be decoded is answered NO.
     decoded = {body: _decoded(octets, body, part) for body in plan.bodies if body.kind != "body"}
@@ -209,13 +212,14 @@ def _decoded(octets: bytes, body: BodyItem, part: Part | None) -> bytes | int | 
 async def _octets(client: Client, plan: _Plan, uid: int, message: StoredMessage) -> bytes:
     """The message, or its beginning up to the end of the header if nothing else is wanted."""
     if plan.header_only and message.octets > CHUNK:
-        head = b""
+        head = bytearray()
         async with aclosing(cast(_Pieces, message.chunks())) as pieces:
             async for piece in pieces:
+                looked_at = max(0, len(head) - len(_END_OF_HEADER))
                 head += piece
-                if _END_OF_HEADER in head or head.startswith(b"\r\n"):
+                if head.find(_END_OF_HEADER, looked_at) >= 0 or head.startswith(b"\r\n"):
                     break
-        return head
+        return bytes(head)
     if not any(body.partial for body in plan.bodies) or message.octets <= CHUNK:
         return await message.read()
     if client.kept is not None and client.kept[0] == uid:
