@@ -82,7 +82,8 @@ def rebuild(state: State, files: Files, routes: Sequence[Route], reason: str = "
 def _move_aside(path: Path) -> str:
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     aside = f"{path}.damaged-{stamp}-{os.getpid()}"
-    for suffix in ("-wal", "-shm", ""):
+    # the database first: found without its journal after a kill it would look whole, and lack the last commits
+    for suffix in ("", "-wal", "-shm"):
         try:
             os.rename(f"{path}{suffix}", f"{aside}{suffix}")
         except FileNotFoundError:
