@@ -157,8 +157,15 @@ class Box:
         if found is None:
             return None
         row = Row(*found)
-        self.guid = row.guid
+        self.is_now(row.guid)
         return row
+
+    def is_now(self, guid: str) -> None:
+        """The mailbox under this name has this GUID. If another had it, what is known of its uidlist is void."""
+        if self.guid and guid != self.guid:
+            with self._told_mutex:
+                self._told = (0, 0)  # the inode may be used again
+        self.guid = guid
 
     def current(self, row: Row | None) -> bool:
         """Whether the index says what the files say, as far as three stats can tell."""
@@ -246,7 +253,7 @@ class Hold:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._leave(commit=kind is None)
-        self.box.guid = self.row.guid
+        self.box.is_now(self.row.guid)
         if kind is None and self.modseq:
             self.box.home.changed(self.row.guid, self.modseq)
 
