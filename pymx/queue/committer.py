@@ -242,7 +242,10 @@ class Committer:
             if job.error is not None:
                 self._unlink(job)
         for queue_id in removable:
-            self._files.remove(queue_id)
+            try:
+                self._files.remove(queue_id)
+            except OSError as e:  # the batch is committed; the next runner removes the file
+                _log.error("queue_unavailable", queue_id=queue_id, error=f"unlink: {e}")
 
     def _rows(self, batch: list[Job]) -> list[QueueId]:
         """The rows of a batch in one commit; the messages whose files may go."""
@@ -279,7 +282,10 @@ class Committer:
     def _release(self, enqueues: list[Enqueue]) -> None:
         for job in enqueues:
             for fd in job.fds:
-                os.close(fd)
+                try:
+                    os.close(fd)
+                except OSError as e:  # what had to be on disk was synced: this changes nothing for anybody
+                    _log.error("queue_unavailable", error=f"close: {e}")
             job.fds.clear()
 
 

@@ -14,6 +14,7 @@ from test_queue_manager import running
 
 from pymx.queue.files import Disk
 from pymx.queue.queue import Queue
+from pymx.queue.state import State
 
 
 class FullDisk(Disk):
@@ -100,3 +101,52 @@ async def test_results_that_can_not_be_recorded_are_kept_until_they_can(tmp_path
     finally:
         await queue.close()
     assert len(remote.attempts) == 2
+
+
+class FussyDisk(Disk):
+    """Linking leaves a file descriptor whose close fails, as it may on a network file system."""
+
+    def link(self, fd: int, directory_fd: int, name: str) -> None:
+        super().link(fd, directory_fd, name)
+        os.close(fd)
+
+
+async def test_a_close_that_fails_neither_undoes_nor_stops_anything(tmp_path: Path) -> None:
+    """What was synced is on disk; the thread that commits must outlive everything."""
+    queue = Queue(tmp_path / "queue", OUTBOUND, disk=FussyDisk())
+    await queue.start()
+    queue.wake = lambda: None
+    try:
+        for _ in range(2):
+            async with asyncio.timeout(5):
+                await queue.enqueue([copy("a@b.test")])
+    finally:
+        await queue.close()
+
+
+class StickyDisk(Disk):
+    """Files can't be unlinked."""
+
+    def unlink(self, directory_fd: int, name: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+async def test_a_file_that_cannot_be_removed_refuses_nobody(tmp_path: Path) -> None:
+    """Its message is done with, in a commit that others share; the next runner removes it."""
+    remote = Remote()
+    queue = Queue(tmp_path / "queue", OUTBOUND, disk=StickyDisk())
+    await queue.start()
+    try:
+        async with running(queue, remote):
+            await queue.enqueue([copy("a@b.test")])
+            await wait_until(lambda: len(remote.attempts) == 1)
+            await wait_until(lambda: _count(queue))
+            await queue.enqueue([copy("c@b.test")])
+            await wait_until(lambda: _count(queue))
+        assert remote.served == ["a@b.test", "c@b.test"]
+    finally:
+        await queue.close()
+
+
+async def _count(queue: Queue) -> bool:
+    return await queue._call(State.count) == 0
