@@ -73,7 +73,7 @@ def _whole(hold: Hold, found: UidList) -> list[Record]:
     ):
         _log.warning("mailbox_replaced", mailbox=hold.box.name, reason="another UIDVALIDITY or GUID in the uidlist")
         forget_rows(hold)
-        row.guid, row.uidnext = "", 1
+        row.guid, row.uidnext, row.first_recent = "", 1, 1
     row.uidvalidity = header.uidvalidity
     if not row.guid:
         _take_dovecots_next(hold, found)

@@ -1,11 +1,11 @@
-"""The told barrier when an inode number comes back: what was synced under it was another file."""
+"""What was known of a mailbox that is another one now: synced lines, what is recent."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from ms_support import OWNER, content, maildir
+from ms_support import OWNER, content, deliver, maildir, new_store
 
 from pymx.config.model import Mail
 from pymx.ms.disk import Disk
@@ -38,4 +38,21 @@ async def test_a_mailbox_made_anew_is_synced_before_its_uids_are_told(tmp_path: 
     before = disk.synced
     await store.append(OWNER, "Foo", [Append(content("x"), 0, (), None)])
     assert disk.synced > before
+    await store.close()
+
+
+async def test_messages_of_a_mailbox_put_in_place_of_another_are_recent(tmp_path: Path) -> None:
+    """Restored from elsewhere, with a uidlist of its own: SELECT must still claim what is in `new/`."""
+    store = new_store(tmp_path)
+    await store.start()
+    await deliver(store, "a", "b", "c")
+    (await store.open(OWNER, "INBOX", read_only=False)).close()
+    for file in (maildir(tmp_path) / "cur").iterdir():
+        file.unlink()
+    (maildir(tmp_path) / "dovecot-uidlist").write_bytes(b"3 V7 N1 G" + b"a" * 32 + b"\n")
+    (maildir(tmp_path) / "new" / "1.M1P1.x").write_bytes(b"a: b\n\nc\n")
+    status = await store.status(OWNER, "INBOX")
+    assert (status.messages, status.recent, status.uidvalidity) == (1, 1, 7)
+    (await store.open(OWNER, "INBOX", read_only=False)).close()
+    assert not list((maildir(tmp_path) / "new").iterdir())
     await store.close()
