@@ -10,7 +10,7 @@ import pwd
 import resource
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pymx.config.model import Config
@@ -58,20 +58,13 @@ def services(config: Config) -> dict[str, tuple[str, list[str]]]:
 def prepare(path: Path, config: Config) -> Site:
     """Everything that may need root: sockets, certificate, directories; then the privileges go."""
     certificates = Certificates(config.tls)
-    adopted = adopted_sockets(os.environ)
-    sockets: dict[str, list[socket.socket]] = {}
-    for name, (setting, addresses) in services(config).items():
-        if name not in ("smtp", "lmtp") and addresses and not certificates.configured:
-            raise StartError(f"{setting} needs a certificate: set [tls] certificate and private_key")
-        # a socket that systemd holds stands in place of the addresses of its setting
-        sockets[name] = adopted.get(name) or [bind(address, setting) for address in addresses]
     if certificates.configured:
         certificates.context()
         certificates.mx_context()
-    site = Site(path, config, certificates, sockets)
-    _raise_file_limit()
     root = config.user != "none" and os.geteuid() == 0
     owner = find_user(config.user) if root else None
+    site = Site(path, config, certificates, {})
+    # before the sockets: a Unix socket may lie in one of them
     for directory in (
         site.data_dir,
         site.data_dir / "spool",
@@ -80,9 +73,29 @@ def prepare(path: Path, config: Config) -> Site:
         Path(config.mail.root),
     ):
         _make_directory(directory, owner)
+    site = replace(site, sockets=_sockets(config, certificates))
+    _raise_file_limit()
     if root:
         drop_privileges(config.user)
     return site
+
+
+def _sockets(config: Config, certificates: Certificates) -> Sockets:
+    """The listening sockets by service: systemd's where it has handed some over, else bound here."""
+    wanted = services(config)
+    adopted = adopted_sockets(os.environ)
+    unknown = sorted(set(adopted) - set(wanted))
+    if unknown:
+        raise StartError(
+            f"systemd handed over a socket named {', '.join(unknown)}: FileDescriptorName= must be one of "
+            + ", ".join(wanted)
+        )
+    sockets: dict[str, list[socket.socket]] = {}
+    for name, (setting, addresses) in wanted.items():
+        if name not in ("smtp", "lmtp") and addresses and not certificates.configured:
+            raise StartError(f"{setting} needs a certificate: set [tls] certificate and private_key")
+        sockets[name] = adopted.get(name) or [bind(address, setting) for address in addresses]
+    return sockets
 
 
 def _make_directory(directory: Path, owner: pwd.struct_passwd | None) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from support.appliance import Appliance
+from support.ports import free_port
 from support.programs import python_for
 from support.sinks import ScriptedRemote
 from support.wait import wait_for
@@ -154,6 +155,37 @@ def test_sockets_handed_over_by_systemd_are_served(appliance: Appliance, workers
     with smtplib.SMTP("127.0.0.1", port, timeout=20) as smtp:
         smtp.sendmail("x@elsewhere.example", [appliance.address("bob")], "Subject: handed over\r\n\r\nx\r\n")
     appliance.wait_for_subject("bob", "handed over")
+    assert appliance.stop() == 0
+
+
+def test_socket_of_a_name_that_means_nothing_is_refused(appliance: Appliance) -> None:
+    """It would be held open and never served."""
+    activate = shutil.which("systemd-socket-activate")
+    if activate is None:
+        pytest.skip("systemd-socket-activate is not installed")
+    port = free_port()
+    with subprocess.Popen(
+        [activate, f"--listen=127.0.0.1:{port}", "--fdname=mail", "-E", "PATH", sys.executable, "-m", "pymx",
+         "serve", "--config", str(appliance.config)],
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        wait_for(lambda: connected(port)).close()
+        said = process.communicate(timeout=30)[1]
+    assert process.returncode == 1
+    assert "socket named mail" in said
+
+
+def test_lmtp_socket_may_lie_in_the_runtime_directory(appliance: Appliance) -> None:
+    """Made before the socket is bound."""
+    path = appliance.directory / "run" / "lmtp.sock"
+    appliance.config.write_text(
+        appliance.config.read_text().replace(f'"127.0.0.1:{appliance.ports["lmtp"]}"', f'"unix:{path}"')
+    )
+    appliance.populate()
+    appliance.start()
+    with smtplib.LMTP(str(path), timeout=20) as client:
+        client.sendmail("x@elsewhere.example", [appliance.address("bob")], "Subject: by a socket\r\n\r\nx\r\n")
+    appliance.wait_for_subject("bob", "by a socket")
     assert appliance.stop() == 0
 
 
