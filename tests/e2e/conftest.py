@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from support.appliance import Site
 from support.dns_server import DnsServer
+from support.mariadb import MariaDb
 from support.sinks import ScriptedRemote
 
 USERS = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan", "judy")
@@ -15,12 +16,15 @@ KINDS = ["sqlite-1-worker", "mariadb-2-workers"]
 
 
 @pytest.fixture(scope="session", params=KINDS)
-def server(request: pytest.FixtureRequest) -> Iterator[Site]:
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     kind: str = request.param
     with contextlib.ExitStack() as stack:
-        url = ""
+        url, mariadb = "", None
         if kind.startswith("mariadb"):
-            mariadb = request.getfixturevalue("mariadb")
+            # one of its own: other tests stop the session's while this server would be using it
+            mariadb = MariaDb(tmp_path_factory.mktemp("mariadb"))
+            stack.callback(mariadb.close)
+            mariadb.install()
             url = stack.enter_context(mariadb.database()).url
         remote = ScriptedRemote(
             replies={
@@ -44,6 +48,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Site]:
             },
             remote=remote,
             dns=dns,
+            mariadb=mariadb,
         )
         stack.callback(site.remove)
         site.populate(USERS)

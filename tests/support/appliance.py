@@ -22,6 +22,7 @@ from typing import Any
 
 from pymx.demo import make_certificate
 from support.dns_server import DnsServer
+from support.mariadb import MariaDb
 from support.ports import free_port
 from support.sinks import ScriptedRemote
 from support.wait import wait_for
@@ -228,3 +229,4 @@ class Site(Appliance):
 
     remote: ScriptedRemote | None = None
     dns: DnsServer | None = None
+    mariadb: MariaDb | None = None
