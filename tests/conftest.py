@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from support.dns_server import DnsServer
 from support.dovecot import Dovecot
 from support.mariadb import Database, MariaDb
 from support.sinks import ScriptedRemote, SmtpSink
 from support.tls import CertificateAuthority, TlsFiles
+
+# A commit is judged by the same examples whenever it is judged; everybody else looks for new ones.
+settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("search", deadline=None, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "search")
 
 
 @pytest.fixture(scope="session")
