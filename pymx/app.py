@@ -84,7 +84,7 @@ def serve(path: Path) -> int:
         if config.checks.dmarc:
             load_suffixes()  # once, for all processes that are forked from this one
         if workers == 1:
-            return _run_process(site, "all", lambda: _announce_ready())
+            return _run_process(site, "all", _announce_ready)
         return run_supervisor(
             config,
             site.sockets,
