@@ -30,9 +30,9 @@ def main(argv: list[str] | None = None) -> int:
             from pymx.admin import ctl  # the same check as `pymxctl check-config`
 
             return ctl.main(["--config", str(arguments.config), "check-config"])
-        from pymx import app
+        from pymx.app.serve import serve
 
-        return app.serve(arguments.config)
+        return serve(arguments.config)
     except (ConfigError, OSError) as e:
         print(f"pymx: {e}", file=sys.stderr)
         return 1

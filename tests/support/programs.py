@@ -47,7 +47,7 @@ def python_for(user: str) -> tuple[str, dict[str, str]]:
         real = os.path.realpath(candidate)
         if subprocess.run([*as_user, "test", "-x", real], capture_output=True).returncode:
             continue
-        tried = subprocess.run([*as_user, real, "-c", "import pymx.app"], env=environment, capture_output=True)
+        tried = subprocess.run([*as_user, real, "-c", "import pymx.app.serve"], env=environment, capture_output=True)
         if tried.returncode == 0:
             return real, environment
     pytest.skip(f"{user} can read no {version} with pymx and its packages")

@@ -1,0 +1,120 @@
+"""What the runner has: the queue's manager with its deliveries, housekeeping, and the control socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pymx import __version__, log, metrics
+from pymx.admin.control import Control
+from pymx.app.rooms import INVALIDATE, Rooms
+from pymx.config.model import Config
+from pymx.ms.removed import purge
+from pymx.ms.sweep import sweep
+from pymx.mta.deliver import Deliver
+from pymx.queue.item import Report
+from pymx.queue.manager import Manager
+
+_DAY_S = 86400
+
+
+class RunnerSide:
+    """Queue, housekeeping and control socket of the one process that has them; calls `failed` when it can't go on."""
+
+    def __init__(self, rooms: Rooms, failed: Callable[[], None]) -> None:
+        self._rooms = rooms
+        self._config = rooms.config
+        self._failed = failed
+        self._log = log.get("app").bind(role="runner")
+
+    async def start(self, stack: contextlib.AsyncExitStack) -> None:
+        """Start the manager and open the control socket; `stack` takes what has to be closed."""
+        rooms, config = self._rooms, self._config
+        deliver = Deliver(rooms.resolver, config.outbound, config.hostname, own_addresses=_own_addresses(config))
+        stack.push_async_callback(deliver.close)
+        manager = Manager(
+            rooms.queue,
+            deliver.attempt,
+            self._gave_up,
+            rooms.bounce.delayed,
+            local_attempt=lambda attempt: rooms.dispatch.deliver_queued(
+                attempt.queue_id, attempt.envelope, attempt.content
+            ),
+            delivered=rooms.bounce.delivered,
+        )
+        task = asyncio.get_running_loop().create_task(manager.run())
+        task.add_done_callback(self._ended)
+        stack.push_async_callback(self._stop_manager, manager, task)
+        await self._open_control(stack, manager)
+        housekeeping = asyncio.get_running_loop().create_task(self._keep_house())
+        stack.callback(housekeeping.cancel)
+
+    async def _gave_up(self, report: Report) -> None:
+        # a stranger's message for a mailbox here goes whole to the postmaster; our own users get a DSN
+        if not await self._rooms.dispatch.gave_up(report):
+            await self._rooms.bounce.gave_up(report)
+
+    async def _open_control(self, stack: contextlib.AsyncExitStack, manager: Manager) -> None:
+        rooms = self._rooms
+
+        async def invalidate(_arguments: dict[str, object]) -> object:
+            rooms.notices.heard(INVALIDATE)
+            rooms.peers.broadcast(INVALIDATE)
+            return None
+
+        async def queue_changed(_arguments: dict[str, object]) -> object:
+            manager.changed()
+            return None
+
+        async def status(_arguments: dict[str, object]) -> object:
+            return {"version": __version__, "pid": os.getpid(), "counts": metrics.snapshot()}
+
+        control = Control(
+            Path(self._config.control.socket),
+            {"invalidate": invalidate, "queue_changed": queue_changed, "status": status},
+        )
+        await control.start()
+        stack.push_async_callback(control.close)
+
+    async def _keep_house(self) -> None:
+        """Once at the start, then once a day."""
+        root, keep_s = Path(self._config.mail.root), self._config.mail.keep_removed_days * _DAY_S
+        while True:
+            try:
+                gone = await asyncio.to_thread(purge, root, now=time.time(), keep_s=keep_s)
+            except OSError as e:
+                self._log.error("removed_mail_not_purged", path=e.filename, reason=e.strerror)
+            else:
+                for path in gone:
+                    self._log.info("removed_mail_purged", path=path)
+            swept = await asyncio.to_thread(sweep, root, now=time.time())
+            if swept:
+                self._log.info("unfinished_deliveries_removed", count=swept)
+            await asyncio.sleep(_DAY_S)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """The queue's manager never ends by itself: without it mail would be accepted and lie still."""
+        if not task.cancelled() and task.exception() is not None:
+            self._log.error("queue_manager_failed", reason=repr(task.exception()))
+            self._failed()
+
+    async def _stop_manager(self, manager: Manager, task: asyncio.Task[None]) -> None:
+        manager.stop()
+        _, pending = await asyncio.wait({task}, timeout=self._config.drain_s)
+        for late in pending:
+            late.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _own_addresses(config: Config) -> list[str]:
+    """Where a remote would be ourselves: the addresses we listen on at the port that remotes are tried at."""
+    found = []
+    for spec in config.smtp.listen:
+        host, _, port = spec.rpartition(":")
+        if port == str(config.outbound.port):
+            found.append(host.strip("[]"))
+    return found

@@ -1,0 +1,156 @@
+"""What a process with sessions has: the listeners for SMTP, submission, LMTP and IMAP, and the policies behind them."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from asyncio import Protocol
+from collections.abc import Callable
+from pathlib import Path
+
+from pymx import log
+from pymx.accounts.authenticate import Authenticator
+from pymx.app.rooms import Rooms
+from pymx.checks.build import build_pipeline
+from pymx.checks.pipeline import Pipeline
+from pymx.config.model import Config
+from pymx.imapd.server import ImapServer
+from pymx.mail.envelope import Listener
+from pymx.mailauth.dkim.sign import Signer
+from pymx.msa.submission import Submission
+from pymx.mta.inbound import Inbound
+from pymx.net.listener import Caps, Server, handshake_caps
+from pymx.net.sessions import Sessions
+from pymx.smtpd.engine import Engine
+from pymx.startup import StartError
+
+
+class SessionSide:
+    """The listeners of one process. `start` opens them, `drain` lets the sessions end."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+        self._config = rooms.config
+        self._sessions = Sessions()
+        self._engines: list[Engine] = []
+        self._imap_servers: list[ImapServer] = []
+        self._servers: list[Server] = []
+        self._inbound: Inbound | None = None
+        self._checks_settings = _checks_settings(self._config)
+        self._pipelines: list[Pipeline] = []  # the last one is in use
+        self._log = log.get("app").bind(role="session")
+
+    async def start(self, stack: contextlib.AsyncExitStack) -> None:
+        """Build the policies, open the listeners; `stack` takes what has to be closed. Raises StartError."""
+        rooms, config, site = self._rooms, self._config, self._rooms.site
+        authenticator = Authenticator(rooms.directory, config.accounts)
+        stack.callback(authenticator.close)
+        signer = Signer(site.data_dir / "dkim", complain=self._complain_of_key)
+        stack.push_async_callback(self._close_checks)
+        try:
+            checks = self._build_checks(config)
+        except OSError as e:
+            raise StartError(f"[rspamd] password_file: {e.strerror}") from None
+        inbound = Inbound(
+            rooms.directory, rooms.mda, rooms.dispatch, smtp=config.smtp, hostname=config.hostname, checks=checks
+        )
+        self._inbound = inbound
+        submission = Submission(
+            rooms.directory, authenticator, rooms.mda, rooms.dispatch, signer,
+            submission=config.submission, hostname=config.hostname,
+        )  # fmt: skip
+        stack.callback(submission.close)
+        tls = site.certificates.context() if site.certificates.configured else None
+        mx_tls = site.certificates.mx_context() if site.certificates.configured else None
+        engines = {
+            "smtp": self._engine(inbound, Listener.SMTP, tls=mx_tls),
+            "lmtp": self._engine(inbound, Listener.LMTP, tls=None),
+            "submissions": self._engine(submission, Listener.SUBMISSION, tls=tls, implicit_tls=True),
+            "submission": self._engine(submission, Listener.SUBMISSION, tls=tls),
+        }
+        self._engines = list(engines.values())
+        for name, engine in engines.items():
+            self._listen(name, engine.factory, tls if engine.implicit_tls else None)
+        for name, implicit in (("imaps", True), ("imap", False)):
+            caps = Caps(config.imap.max_connections, config.imap.max_connections_per_ip, config.limits.trusted)
+            imap = ImapServer(
+                rooms.store, authenticator, imap=config.imap, mail=config.mail, hostname=config.hostname,
+                tls=tls, implicit_tls=implicit, caps=caps, sessions=self._sessions,
+                spool_dir=site.data_dir / "spool",
+            )  # fmt: skip
+            self._imap_servers.append(imap)
+            self._listen(name, imap.factory, tls if implicit else None)
+        self._sessions.start()
+        stack.callback(self._sessions.stop)
+        for server in self._servers:
+            await server.start()
+
+    def _engine(
+        self,
+        handler: Inbound | Submission,
+        listener: Listener,
+        *,
+        tls: ssl.SSLContext | None,
+        implicit_tls: bool = False,
+    ) -> Engine:
+        config = self._config
+        submission = listener is Listener.SUBMISSION
+        return Engine(
+            handler,
+            listener=listener,
+            hostname=config.hostname,
+            smtp=config.smtp,
+            max_message_octets=config.mail.max_message_octets,
+            spool_dir=self._rooms.site.data_dir / "spool",
+            sessions=self._sessions,
+            tls=tls,
+            implicit_tls=implicit_tls,
+            auth=submission,
+            repair_newlines=submission and config.submission.repair,
+            caps=Caps(config.smtp.max_connections, config.smtp.max_connections_per_ip, config.limits.trusted),
+        )
+
+    def _listen(self, name: str, factory: Callable[[], Protocol], tls: ssl.SSLContext | None) -> None:
+        handshakes = handshake_caps(self._config.tls, self._config.limits.trusted)
+        self._servers += [
+            Server(name, sock, factory, ssl=tls, handshakes=handshakes)
+            for sock in self._rooms.site.sockets.get(name, ())
+        ]
+
+    async def drain(self) -> None:
+        """Stop accepting; let sessions end at their next convenient point, deliveries in progress too."""
+        for server in self._servers:
+            server.close()
+        left = await self._sessions.drain(self._config.drain_s)
+        if left:
+            self._log.warning("sessions_cut", count=left, reason=f"still open after drain_s = {self._config.drain_s}")
+
+    def reload(self, config: Config) -> None:
+        """Take over what a running process can: checks, limits of SMTP and IMAP. Raises OSError, with all as it was."""
+        if _checks_settings(config) != self._checks_settings:
+            checks = self._build_checks(config)
+            if self._inbound is not None:
+                self._inbound.checks = checks  # messages being checked keep the old ones
+            self._checks_settings = _checks_settings(config)
+        for engine in self._engines:
+            engine.smtp = config.smtp
+        for server in self._imap_servers:
+            server.imap = config.imap
+
+    def _build_checks(self, config: Config) -> Pipeline | None:
+        pipeline = build_pipeline(config, self._rooms.resolver)
+        if pipeline is not None:
+            self._pipelines.append(pipeline)
+        return pipeline
+
+    async def _close_checks(self) -> None:
+        for pipeline in self._pipelines:
+            await pipeline.close()
+
+    def _complain_of_key(self, path: Path, reason: str) -> None:
+        self._log.error("dkim_key_unusable", path=path, reason=reason)
+
+
+def _checks_settings(config: Config) -> tuple[object, ...]:
+    """What the checks are made of."""
+    return (config.checks, config.rspamd, config.limits.trusted)
