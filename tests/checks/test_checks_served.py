@@ -75,7 +75,7 @@ def test_a_client_sees_junk_in_the_folder_for_it(with_rspamd: Appliance) -> None
         assert any(b"\\Junk" in line and b"Spam" in line for line in folders if isinstance(line, bytes))
         _, subscribed = client.lsub()
         assert any(b"Spam" in line for line in subscribed if isinstance(line, bytes))
-    assert server.log().count("event=message_checked") == 4
+    wait_for(lambda: server.log().count("event=message_checked") == 4, what="four messages checked are logged")
 
 
 def test_a_reload_changes_the_checks(without_rspamd: Appliance) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import imaplib
+import os
 import smtplib
 import subprocess
 import textwrap
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.appliance import Appliance
+from support.terminal import run_on_terminal
 
 
 def run(*command: str, stdin: str = "", timeout_s: float = 60) -> str:
@@ -223,10 +225,8 @@ def test_mutt_reads_and_saves_in_batch_mode(server: Appliance, tmp_path: Path) -
         push "<save-message>=Archive<enter><sync-mailbox><quit>"
         """)
     )
-    # mutt wants a terminal: script(1) gives it one
-    run(
-        "script", "-qec", f"mutt -n -F {config}", "/dev/null", timeout_s=60,
-    )  # fmt: skip
+    status, screen = run_on_terminal("mutt", "-n", "-F", str(config), env={**os.environ, "TERM": "xterm"})
+    assert status == 0, screen
     assert "for mutt" not in server.subjects("grace")
     assert "for mutt" in server.subjects("grace", "Archive")
 

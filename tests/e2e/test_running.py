@@ -34,7 +34,7 @@ def test_mail_flows_on_the_standard_event_loop_too(appliance: Appliance) -> None
     appliance.write_config()
     appliance.populate()
     appliance.start()
-    assert "event_loop=asyncio" in appliance.log()
+    wait_for(lambda: "event_loop=asyncio" in appliance.log(), what="the start is logged")
     with appliance.imap("bob") as imap:
         imap.select("INBOX")
         imap.send(b"x IDLE\r\n")

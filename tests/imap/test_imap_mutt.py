@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from imap_rig import Rig
+from support.terminal import run_on_terminal
 
 MESSAGE = b"From: a@example.test\r\nSubject: number %d\r\nMessage-ID: <%d@example.test>\r\n\r\nText\r\n"
 _SETTINGS = """
@@ -24,17 +25,17 @@ async def _mutt(directory: Path, port: int, keys: str) -> str:
     """Run it once on INBOX with `keys` pressed; what it logged."""
     log = directory / ".muttdebug0"
     log.unlink(missing_ok=True)
-    command = f"timeout 20 mutt -n -d 4 -F {directory}/muttrc -f imaps://localhost:{port}/INBOX -e 'push \"{keys}\"'"
     environment = {**os.environ, "HOME": str(directory), "TERM": "xterm", "LC_ALL": "C.UTF-8"}
-    process = await asyncio.create_subprocess_exec(
-        "script", "-qec", command, "/dev/null",
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, env=environment, cwd=directory,
+    await asyncio.to_thread(
+        run_on_terminal,
+        "mutt", "-n", "-d", "4", "-F", f"{directory}/muttrc",
+        "-f", f"imaps://localhost:{port}/INBOX", "-e", f'push "{keys}"',
+        env=environment, cwd=directory,
     )  # fmt: skip
-    await process.wait()
     return log.read_text(errors="replace")
 
 
-@pytest.mark.skipif(not (shutil.which("mutt") and shutil.which("script")), reason="needs mutt and script")
+@pytest.mark.skipif(not shutil.which("mutt"), reason="needs mutt")
 async def test_mutt_resynchronizes_with_qresync(rig: Rig, tmp_path: Path) -> None:
     """RFC 7162 s. 3.2.6: what mutt kept in its header cache is brought up to date by one UID FETCH."""
     home = tmp_path / "mutt"

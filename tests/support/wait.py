@@ -11,7 +11,7 @@ T = TypeVar("T")
 _STEP_S = 0.01
 
 
-def wait_for(condition: Callable[[], T], *, timeout_s: float = 10.0, what: str = "") -> T:
+def wait_for(condition: Callable[[], T], *, timeout_s: float = 30.0, what: str = "") -> T:
     """The first true value of `condition()`; AssertionError after `timeout_s`."""
     end = time.monotonic() + timeout_s
     while True:
@@ -24,7 +24,7 @@ def wait_for(condition: Callable[[], T], *, timeout_s: float = 10.0, what: str =
 
 
 async def wait_until(
-    condition: Callable[[], T] | Callable[[], Awaitable[T]], *, timeout_s: float = 10.0, what: str = ""
+    condition: Callable[[], T] | Callable[[], Awaitable[T]], *, timeout_s: float = 30.0, what: str = ""
 ) -> T:
     """`wait_for` for async tests: the loop runs on; the condition may be a coroutine function."""
     end = time.monotonic() + timeout_s
