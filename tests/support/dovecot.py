@@ -18,6 +18,7 @@ import pwd
 import shlex
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class DovecotPorts:
 
 
 class Dovecot:
-    """Everything of it lies under `directory`."""
+    """Everything of it but its sockets lies under `directory`."""
 
     def __init__(self, directory: Path) -> None:
         require("dovecot", "dovecot-imapd")
@@ -51,13 +52,15 @@ class Dovecot:
         self._doveadm = require("doveadm", "dovecot-imapd")
         directory.mkdir(parents=True)
         self._directory = directory
+        # a socket's path has at most 107 octets, pytest's directories may be longer
+        self._short = tempfile.TemporaryDirectory(prefix="pymx-dc-")
         self.log = directory / "dovecot.log"
         self._clients: list[imaplib.IMAP4] = []
         self._servers: list[subprocess.Popen[bytes]] = []
         self._prefix, self._hand_over = _become_ordinary()
 
     def _config(self, name: str, text: str) -> Path:
-        run = self._directory / f"{name}.run"
+        run = Path(self._short.name) / name
         run.mkdir(exist_ok=True)
         path = self._directory / f"{name}.conf"
         path.write_text(f"base_dir = {run}\nstate_dir = {run}\nlog_path = {self.log}\nssl = no\n{text}")
@@ -78,7 +81,7 @@ namespace inbox {{
 
     def _command(self, maildir: Path, *arguments: str) -> list[str]:
         if self._hand_over:
-            _give_to_nobody(maildir, self._directory)
+            _give_to_nobody(maildir, self._directory, Path(self._short.name))
         environment = [f"HOME={maildir.parent}", "USER=alice", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
         return [*self._prefix, "env", "-i", *environment, *arguments]
 
@@ -180,7 +183,7 @@ service lmtp {{
 """,
         )
         if self._hand_over:
-            _give_to_nobody(root, self._directory)
+            _give_to_nobody(root, self._directory, Path(self._short.name))
         with self.log.open("ab") as stderr:
             process = subprocess.Popen(
                 [*self._prefix, require("dovecot", "dovecot-imapd"), "-F", "-c", str(config)],
@@ -213,6 +216,7 @@ service lmtp {{
         for process in self._servers:
             process.terminate()
             process.wait(20)
+        self._short.cleanup()
 
 
 def _become_ordinary() -> tuple[list[str], bool]:
