@@ -63,7 +63,7 @@ LIBRARY_HOMES = {
     "aiosqlite": ["accounts/"],
     "aiomysql": ["accounts/"],
     "alembic": ["accounts/"],
-    "sqlite3": ["ms/index.py", "queue/state.py", "events.py", "junk/", "accounts/"],
+    "sqlite3": ["ms/index.py", "queue/state.py", "events/store.py", "junk/", "accounts/", "reports/store.py", "mta/tls_state.py"],
     "dns": ["resolver/"],
     "aiosmtpd": ["smtpd/"],
     "aiosmtplib": ["mta/"],

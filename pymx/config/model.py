@@ -166,6 +166,10 @@ class Dns(Struct, forbid_unknown_fields=True, frozen=True):
     nameservers: Annotated[list[str], _doc("ADDRESS or ADDRESS:PORT; empty = the system's")] = field(
         default_factory=list
     )
+    authenticated: Annotated[
+        Literal["auto", "yes", "no"],
+        _doc("believe their DNSSEC validation (AD bit), which DANE needs; auto = when all of them are on loopback"),
+    ] = "auto"
     timeout_s: Annotated[Positive, _doc("wait for one answer, all servers and tries included")] = 10
     cache_entries: Annotated[Positive, _doc("answers remembered, per process")] = 10_000
     max_ttl_s: Annotated[Positive, _doc("longest time an answer is remembered")] = 3600
@@ -238,9 +242,12 @@ class Outbound(Struct, forbid_unknown_fields=True, frozen=True):
     )
     port: Annotated[Annotated[int, Meta(ge=1, le=65535)], _doc("port of remote servers")] = 25
     allow_private: Annotated[bool, _doc("deliver to servers on loopback and private addresses; for tests")] = False
-    source_addresses: Annotated[list[str], _doc("local addresses to send from; empty = the system's choice")] = field(
-        default_factory=list
-    )
+    source_addresses: Annotated[
+        list[str], _doc("local addresses to send from, for a destination always the same; empty = the system's choice")
+    ] = field(default_factory=list)
+    dane: Annotated[bool, _doc("check remote servers by their TLSA records (RFC 7672)")] = True
+    mta_sts: Annotated[bool, _doc("fetch and follow MTA-STS policies of remote domains (RFC 8461)")] = True
+    ca_file: Annotated[str, _doc("trusted roots for MTA-STS; empty = the system's")] = ""
     retry_first_s: Annotated[
         Positive, _doc("wait before the first retry; then twice as long each time, with jitter")
     ] = field(default=300, name="retry_first")

@@ -89,7 +89,12 @@ _ADVICE = {
     "4.4": "No mail server is known for that domain. Check how the part after the @ is written.",
     "4.6": "The message would go in circles. Tell the postmaster.",
     "4.7": "It was tried until the time was over. Reach the recipient another way.",
+    "6.3": "The recipient's server can't take 8-bit text, and a signature forbids to encode it. Send plain ASCII text.",
     "6.7": "The address or subject has characters that the recipient's server can't handle. Use a plain address.",
+    "7.4": "The recipient's server offers no encryption, but its domain asks for it. Tell the recipient's postmaster.",
+    "7.5": "The recipient's server could not prove who it is, as its domain asks for. Tell the recipient's postmaster.",
+    "7.30": "You asked for encryption all the way, and the recipient's server can't promise that. "
+    "Send without that wish, or reach the recipient another way.",
     "7": "The recipient's server refused the message by its rules. Ask the recipient, or the postmaster.",
 }
 

@@ -60,6 +60,7 @@ class Envelope:
     smtputf8: bool = False
     ret: str = ""  # FULL, HDRS or "" (RFC 3461 s. 4.3)
     envid: str = ""
+    requiretls: bool = False  # RFC 8689: over authenticated TLS all the way, or not at all
 
     def with_recipients(self, recipients: tuple[Recipient, ...]) -> Envelope:
         return replace(self, recipients=recipients)

@@ -85,8 +85,11 @@ class Bounce:
             return
         content = report.content
         body = None
-        if report.envelope.ret == "FULL" and content.size_octets <= MAX_INCLUDED_OCTETS:
+        # RFC 8689 s. 4.3: the sender's own wish for TLS holds for the content, so a report must not carry it elsewhere
+        full = report.envelope.ret == "FULL" and not report.envelope.requiretls
+        if full and content.size_octets <= MAX_INCLUDED_OCTETS:
             body = await asyncio.get_running_loop().run_in_executor(None, lambda: b"".join(content.body_chunks()))
+        message_id = f"<{secrets.token_hex(12)}@{self._hostname}>"
         message = build(
             Notice(
                 hostname=self._hostname,

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import datetime as dt
 import ssl
+import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -30,8 +32,10 @@ from pymx.config.model import Outbound
 from pymx.mail.address import Address
 from pymx.mail.envelope import Envelope, Recipient
 from pymx.mail.status import split_status
+from pymx.mta.dane import DaneFailure, verify
 from pymx.mta.mx import Host
 from pymx.mta.route import Hop, TlsMode
+from pymx.mta.tls_policy import Demand, How
 from pymx.mta.trouble import Event, Phase, Remote
 from pymx.mta.wire import Outgoing, Wire
 from pymx.proto.smtp.reply import printable
@@ -44,6 +48,11 @@ KEPT_REPLY_S = 20.0  # who does not answer MAIL on a kept connection by then is 
 _MAX_REPLY_TEXT = 500
 _PIECES_PER_HOP = 4
 _ONE_WRITE_OCTETS = 65_536
+_DER = 2  # _ssl.ENCODING_DER
+# What the log and `queue show` say behind the cipher: who vouches for the server
+_PROOF = {How.DANE: " dane", How.VERIFIED: " verified", How.IMPLICIT: " verified"}
+# OpenSSL's numbers of verification errors, as TLS reports name them
+_VERIFY_RESULTS = {10: "certificate-expired", 62: "certificate-host-mismatch", 64: "certificate-host-mismatch"}
 
 
 class Broken(Exception):
@@ -55,6 +64,8 @@ class Broken(Exception):
         self.what = what
         self.detail = detail
         self.refused: dict[int, tuple[Phase, Remote]] = {}
+        self.tls_result = ""  # what a TLS report calls it (RFC 8460 s. 4.3)
+        self.source = ""  # the local address of the connection
 
 
 @dataclass(slots=True)
@@ -81,6 +92,7 @@ class Contexts:
         if context is None:
             context = ssl.create_default_context(cafile=ca_file or None)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context.options |= ssl.OP_NO_TICKET
             self._verified[ca_file] = context
         return context
 
@@ -88,9 +100,10 @@ class Contexts:
 class Connection:
     """A session with one server, ready for transactions."""
 
-    def __init__(self, wire: Wire, host: Host, outbound: Outbound) -> None:
+    def __init__(self, wire: Wire, host: Host, demand: Demand, outbound: Outbound) -> None:
         self._wire = wire
         self.host = host
+        self.demand = demand
         self._outbound = outbound
         self._extensions: dict[str, str] = {}
         self._needs_reset = False
@@ -109,45 +122,68 @@ class Connection:
     def takes_utf8(self) -> bool:
         return "smtputf8" in self._extensions
 
+    @property
+    def takes_8bit(self) -> bool:
+        return "8bitmime" in self._extensions
+
+    @property
+    def source(self) -> str:
+        """The local address."""
+        transport = self._wire.transport
+        name = transport.get_extra_info("sockname") if transport is not None else None
+        return str(name[0]) if isinstance(name, tuple) else ""
+
     # -- opening ----------------------------------------------------------------------------------------------------
 
     @classmethod
     async def open(
-        cls, host: Host, hop: Hop, outbound: Outbound, hostname: str, contexts: Contexts, *, plain: bool
+        cls, host: Host, hop: Hop, outbound: Outbound, hostname: str, contexts: Contexts, demand: Demand
     ) -> Connection:
-        """Connect, greet, start TLS, log in, as the hop wants it. `plain`: TLS did not work. Raises Broken."""
+        """Connect, greet, start TLS as `demand` wants it, log in as the hop does. Raises Broken."""
         loop = asyncio.get_running_loop()
-        implicit = hop.tls is TlsMode.IMPLICIT
+        implicit = demand.how is How.IMPLICIT
         source = _source(outbound.source_addresses, host.address)
         try:
-            context = contexts.verified(hop.ca_file) if implicit else None
+            context = contexts.verified(demand.ca_file) if implicit else None
             async with asyncio.timeout(outbound.connect_timeout_s):
                 _, wire = await loop.create_connection(
                     lambda: Wire(loop), host.address, hop.port, ssl=context,
-                    server_hostname=host.name if implicit else None, local_addr=(source, 0) if source else None,
+                    server_hostname=demand.name if implicit else None, local_addr=(source, 0) if source else None,
                 )  # fmt: skip
         except (OSError, TimeoutError) as e:
             raise _broken(Phase.STARTTLS if isinstance(e, ssl.SSLError) else Phase.CONNECT, e) from e
-        connection = cls(wire, host, outbound)
+        connection = cls(wire, host, demand, outbound)
         try:
-            await connection._greet(hop, hostname, contexts, plain=plain)
+            await connection._greet(hop, hostname, contexts)
+        except Broken as e:
+            e.source = connection.source
+            if e.what in (Event.NOT_OFFERED, Event.NO_REQUIRETLS):
+                connection.close()  # nothing is wrong with the connection but that it is of no use
+            else:
+                connection.abort()
+            raise
         except BaseException:
             connection.abort()
             raise
         return connection
 
-    async def _greet(self, hop: Hop, hostname: str, contexts: Contexts, *, plain: bool) -> None:
+    async def _greet(self, hop: Hop, hostname: str, contexts: Contexts) -> None:
+        how = self.demand.how
         self._note_tls()
         greeting = await self._reply(Phase.GREETING, self._outbound.command_timeout_s)
         if greeting.code != 220:
             raise Broken(Phase.GREETING, greeting)
         await self._hello(hostname)
-        if hop.tls in (TlsMode.OPPORTUNISTIC, TlsMode.VERIFIED):
-            if "starttls" in self._extensions and not plain:
-                await self._start_tls(hop, contexts)
+        if how not in (How.PLAIN, How.IMPLICIT):
+            if "starttls" in self._extensions:
+                await self._start_tls(contexts)
                 await self._hello(hostname)
-            elif hop.tls is TlsMode.VERIFIED:
-                raise Broken(Phase.STARTTLS, Event.NOT_OFFERED, "STARTTLS is required but not offered")
+            elif how is not How.OPPORTUNISTIC:
+                broken = Broken(Phase.STARTTLS, Event.NOT_OFFERED, "STARTTLS is required but not offered")
+                broken.tls_result = "starttls-not-supported"
+                raise broken
+        if self.demand.requiretls and "requiretls" not in self._extensions:
+            raise Broken(Phase.EHLO, Event.NO_REQUIRETLS, "the server does not offer REQUIRETLS")
         if hop.username:
             await self._log_in(hop)
 
@@ -163,24 +199,51 @@ class Connection:
                 return
         raise Broken(Phase.EHLO, reply)
 
-    async def _start_tls(self, hop: Hop, contexts: Contexts) -> None:
-        verified = hop.tls is TlsMode.VERIFIED
-        name = None if self.host.name.startswith("[") else self.host.name
+    async def _start_tls(self, contexts: Contexts) -> None:
+        demand = self.demand
+        name = demand.name or (None if self.host.name.startswith("[") else self.host.name)
         try:
-            context = contexts.verified(hop.ca_file) if verified else contexts.opportunistic()
+            verified = demand.how is How.VERIFIED
+            context = contexts.verified(demand.ca_file) if verified else contexts.opportunistic()
             await self._wire.start_tls(context, server_hostname=name, timeout=self._outbound.connect_timeout_s)
+        except SMTPResponseException as e:
+            broken = _broken(Phase.STARTTLS, e)
+            broken.tls_result = "starttls-not-supported"
+            raise broken from e
         except (OSError, TimeoutError, SMTPException) as e:
             raise _broken(Phase.STARTTLS, e) from e
+        if demand.how is How.DANE:
+            self._check_tlsa()
         # RFC 3207 s. 4.2: whatever was said before TLS counts for nothing, and nothing may be said unasked
         self._wire.replies.clear()
         self._note_tls()
+
+    def _check_tlsa(self) -> None:
+        """Hold the server's chain against the TLSA records, before anything is said through it."""
+        try:
+            verify(self._chain(), self.demand.tlsa, self.demand.names, dt.datetime.now(dt.UTC))
+        except DaneFailure as e:
+            broken = Broken(Phase.STARTTLS, Event.BAD_CERTIFICATE, f"DANE: {e}")
+            broken.tls_result = e.result
+            raise broken from None
+
+    def _chain(self) -> list[bytes]:
+        """The certificates as the server sent them, DER. Python has a public way only from 3.13 on."""
+        transport = self._wire.transport
+        session = transport.get_extra_info("ssl_object") if transport is not None else None
+        if session is None:
+            return []
+        if sys.version_info >= (3, 13):
+            return list(session.get_unverified_chain())
+        sent = session._sslobj.get_unverified_chain()
+        return [certificate.public_bytes(_DER) for certificate in sent or ()]
 
     def _note_tls(self) -> None:
         transport = self._wire.transport
         session = transport.get_extra_info("ssl_object") if transport is not None else None
         if session is not None:
             cipher = session.cipher()
-            self.tls = f"{session.version()} {cipher[0] if cipher else ''}".rstrip()
+            self.tls = f"{session.version()} {cipher[0] if cipher else ''}".rstrip() + _PROOF.get(self.demand.how, "")
 
     async def _log_in(self, hop: Hop) -> None:
         """AUTH PLAIN or LOGIN (RFC 4954). A password goes in the clear only where the setting says tls = "none"."""
@@ -337,6 +400,8 @@ class Connection:
             words.append("BODY=8BITMIME")
         if utf8:
             words.append("SMTPUTF8")
+        if self.demand.requiretls:
+            words.append("REQUIRETLS")
         if self.passes_dsn_on:
             if envelope.ret:
                 words.append(f"RET={envelope.ret}")
@@ -463,7 +528,9 @@ def _broken(phase: Phase, error: Exception) -> Broken:
             return Broken(phase, _remote(SMTPResponse(error.code, error.message)))
         return Broken(phase, Event.GARBAGE, detail)
     if isinstance(error, ssl.SSLCertVerificationError):
-        return Broken(phase, Event.BAD_CERTIFICATE, detail)
+        broken = Broken(phase, Event.BAD_CERTIFICATE, error.verify_message or detail)
+        broken.tls_result = _VERIFY_RESULTS.get(error.verify_code, "certificate-not-trusted")
+        return broken
     if isinstance(error, ssl.SSLError):
         return Broken(phase, Event.TLS_FAILED, detail)
     if isinstance(error, TimeoutError):

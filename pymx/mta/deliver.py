@@ -17,15 +17,19 @@ from pymx import log, metrics
 from pymx.config.model import Outbound
 from pymx.mail.envelope import Recipient
 from pymx.mail.status import split_status
+from pymx.mail.tls_result import TlsResult
 from pymx.mta.client import MAX_RECIPIENTS, Broken, Connection, Contexts, has_ascii_form
 from pymx.mta.mx import Host, MxLookup, Unroutable
 from pymx.mta.route import Hop, TlsMode, by_hop
+from pymx.mta.tls_lookup import Level, TlsPolicies
+from pymx.mta.tls_policy import Demand, How, Plan, Refusal, Wish, wish
 from pymx.mta.trouble import Action, Event, Phase, Remote, Verdict, judge, last_host
 from pymx.mta.wire import BareNewline
 from pymx.queue.destination import routing_domain
 from pymx.queue.item import Attempt, Outcome, Result
 from pymx.resolver.resolver import Resolver
 
+_LEVELS = {How.DANE: Level.DANE, How.VERIFIED: Level.VERIFIED}
 _MAX_ADDRESSES = 6  # tried in one attempt; the next attempt shuffles again
 _CLOSE_S = 2
 
@@ -36,9 +40,16 @@ class Deliver:
     """Delivery over SMTP."""
 
     def __init__(
-        self, resolver: Resolver, outbound: Outbound, hostname: str, *, own_addresses: Collection[str] = ()
+        self,
+        resolver: Resolver,
+        outbound: Outbound,
+        hostname: str,
+        *,
+        own_addresses: Collection[str] = (),
+        tls: TlsPolicies | None = None,
     ) -> None:
         self._outbound = outbound
+        self._tls = tls or TlsPolicies(resolver, outbound)
         self._hostname = hostname
         self._contexts = Contexts()
         self._mx = MxLookup(
@@ -77,6 +88,9 @@ class _Run:
         self._hop = hop
         self._pending = list(places)
         self._trouble: dict[int, tuple[Phase, Remote | Event, str, str, Host | None]] = {}
+        self._wish = wish(attempt.envelope, attempt.content.head)
+        # what was connected to for one wish is not good enough, or too good, for another
+        self._kept_key = f"{hop.key} {self._wish.value}".rstrip()
         self._had_its_say: set[str] = set()  # addresses that answered over a kept connection
         self.outcomes: dict[int, Outcome] = {}
 
@@ -102,7 +116,7 @@ class _Run:
 
     async def _over_kept_connection(self) -> None:
         """Over a connection that was kept, if one is still alive."""
-        while (connection := self._deliver._kept.take(self._hop.key)) is not None:
+        while (connection := self._deliver._kept.take(self._kept_key)) is not None:
             try:
                 await self._transact(connection)
             except Broken as e:
@@ -114,30 +128,83 @@ class _Run:
             return
 
     async def _at(self, host: Host) -> None:
-        """Try one address, once more without TLS if that is what the trouble calls for."""
-        for plain in (False, True):
-            deliver = self._deliver
-            tls_optional = self._hop.tls is TlsMode.OPPORTUNISTIC and not plain
+        """Try one address: the ways to connect in their order, as long as TLS is the trouble."""
+        plan = await self._plan(host)
+        if plan.refusal is not None:
+            refusal = plan.refusal
+            self._report(plan, host, "", refusal.result, refusal.reason)
+            self._note_broken(Broken(Phase.DNS, refusal.event, refusal.reason), host, "")
+            return
+        reported = plan.complaint
+        for place, demand in enumerate(plan.ladder):
+            optional = place + 1 < len(plan.ladder)
             try:
-                connection = await Connection.open(
-                    host, self._hop, deliver._outbound, deliver._hostname, deliver._contexts, plain=plain
-                )
+                connection = await self._open(host, demand)
             except Broken as e:
                 metrics.add("outbound_connections_failed")
-                if judge(e.phase, e.what, tls_optional=tls_optional).action is Action.PLAIN:
+                if e.phase is Phase.STARTTLS and reported is None:
+                    reported = Refusal(Event.TLS_FAILED, e.tls_result or "validation-failure", e.detail or str(e.what))
+                    self._report(plan, host, e.source, reported.result, reported.reason)
+                if judge(e.phase, e.what, tls_optional=optional).action is Action.PLAIN:
                     metrics.add("outbound_tls_failed")
                     _log.warning(
                         "outbound_tls_failed", mx=host.name, peer_ip=host.address, reason=e.detail or str(e.what)
                     )
                     continue
-                self._note_broken(e, host, "")
+                self._note_broken(_unsafe(e, demand), host, "")
                 return
             metrics.add("outbound_connections")
+            await self._note_connection(plan, connection, reported)
             try:
                 await self._transact(connection)
             except Broken as e:
                 self._note_broken(e, host, connection.tls)
             return
+
+    async def _plan(self, host: Host) -> Plan:
+        """A route says itself what TLS is to be like; elsewhere the domain's policies do."""
+        hop = self._hop
+        if not hop.host:
+            return await self._deliver._tls.plan(hop.domain, host, self._wish)
+        required = self._wish is Wish.REQUIRED
+        if hop.tls in (TlsMode.VERIFIED, TlsMode.IMPLICIT):
+            how = How.VERIFIED if hop.tls is TlsMode.VERIFIED else How.IMPLICIT
+            return Plan((Demand(how, host.name, hop.ca_file, requiretls=required),), None)
+        if required:
+            return Plan((), None, Refusal(Event.NO_REQUIRETLS, "", f'the route has tls = "{hop.tls.value}"'))
+        if hop.tls is TlsMode.NONE:
+            return Plan((Demand(How.PLAIN),), None)
+        return Plan((Demand(How.OPPORTUNISTIC), Demand(How.PLAIN)), None)
+
+    async def _open(self, host: Host, demand: Demand) -> Connection:
+        deliver = self._deliver
+        return await Connection.open(
+            host, self._hop, deliver._outbound, deliver._hostname, deliver._contexts, demand
+        )  # fmt: skip
+
+    async def _note_connection(self, plan: Plan, connection: Connection, reported: Refusal | None) -> None:
+        """Remember how good its TLS is, and tell the TLS report."""
+        if plan.applied is None:
+            return
+        host, tls = connection.host, connection.tls
+        if reported is None and tls:
+            self._report(plan, host, connection.source, "", "")
+        elif reported is None:
+            self._report(plan, host, connection.source, "starttls-not-supported", "STARTTLS is not offered")
+        elif reported is plan.complaint:
+            self._report(plan, host, connection.source, reported.result, reported.reason)
+        level = _LEVELS.get(connection.demand.how, Level.ENCRYPTED) if tls else Level.PLAIN
+        await self._deliver._tls.note_level(self._hop.domain, level, mx=host.name, tls=tls)
+
+    def _report(self, plan: Plan, host: Host, source: str, result: str, reason: str) -> None:
+        applied = plan.applied
+        if applied is not None:
+            self._deliver._tls.tell(
+                TlsResult(
+                    self._hop.domain, applied.kind, applied.strings, applied.patterns, host.name, host.address, source,
+                    result, reason,
+                )
+            )  # fmt: skip
 
     async def _transact(self, connection: Connection) -> None:
         """Transactions for what is pending. Raises Broken, with its refusals settled."""
@@ -165,7 +232,7 @@ class _Run:
                     self._note(n, phase, reply, connection.host, connection.tls, connection)
             done = set(places)
             todo = again + [n for n in todo if n not in done]
-        self._deliver._kept.give(self._hop.key, connection)
+        self._deliver._kept.give(self._kept_key, connection)
 
     def _together(self, todo: Sequence[int], connection: Connection) -> list[int]:
         """Whom the next transaction is for: those that the server could only take with SMTPUTF8 go apart."""
@@ -208,7 +275,8 @@ class _Run:
             self._settle(place, Result.FAILED, verdict.status, words, host, tls)
         elif verdict.action is Action.DEFER:
             self._settle(place, Result.DEFERRED, verdict.status, words, host, tls)
-        else:
+        elif what is not Event.NO_REQUIRETLS or place not in self._trouble:
+            # a host that may do later says more than one that can't do what the message asks for
             self._trouble[place] = (phase, what, words, tls, host)
 
     def _settle(
@@ -293,6 +361,13 @@ class _Kept:
         self._kept.clear()
         self._count = 0
         return closing
+
+
+def _unsafe(e: Broken, demand: Demand) -> Broken:
+    """With REQUIRETLS, a server that can't prove who it is is as good as one that does not offer it."""
+    if not demand.requiretls or e.phase is not Phase.STARTTLS or e.what in (Event.TIMEOUT, Event.LOST):
+        return e
+    return Broken(Phase.STARTTLS, Event.NO_REQUIRETLS, e.detail or str(e.what))
 
 
 def _is_goodbye(what: Remote | Event) -> bool:

@@ -202,6 +202,7 @@ class InboundTransaction:
             smtputf8=self._parameters.smtputf8,
             ret=self._parameters.ret,
             envid=self._parameters.envid,
+            requiretls=self._parameters.requiretls,
         )
 
 

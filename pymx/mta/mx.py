@@ -13,10 +13,10 @@ from __future__ import annotations
 import ipaddress
 import random
 from collections.abc import AsyncIterator, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
-from pymx.resolver.answer import NoRecords, NoSuchDomain, TemporaryDnsError
+from pymx.resolver.answer import Located, NoRecords, NoSuchDomain, TemporaryDnsError
 from pymx.resolver.resolver import Resolver
 
 MAX_HOSTS = 20
@@ -37,12 +37,30 @@ class Unroutable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """Mail servers' names, best first. `canonical_name` is the domain with its CNAMEs followed.
+
+    `authenticated`: DNSSEC proves the list, or that the domain is its own mail server.
+    """
+
+    names: tuple[str, ...]
+    canonical_name: str
+    authenticated: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
-    """One address of one host."""
+    """One address of one host.
+
+    `mx` says how the name was found (None: it was configured, or is an address). `authenticated`: the address, and the
+    way from `name` to `canonical_name`, are proven by DNSSEC.
+    """
 
     name: str
     address: str
-    authenticated: bool = False  # name and address by DNSSEC, as the resolver says
+    mx: Found | None = None
+    canonical_name: str = ""
+    authenticated: bool = False
 
 
 class MxLookup:
@@ -61,20 +79,20 @@ class MxLookup:
         if domain.startswith("["):
             yield self._literal(domain)
             return
-        names = await self._names(domain)
+        found = await self._names(domain)
         trouble: Unroutable | None = None
         any_host = False
-        for name in names:
+        for name in found.names:
             try:
-                addresses = await self._addresses(name)
+                located = await self._located(name)
             except Unroutable as e:
                 # One host's temporary trouble says more than another's permanent one: it may be the one that works.
                 if trouble is None or e.temporary:
                     trouble = e
                 continue
-            for address in addresses:
+            for address in located.addresses:
                 any_host = True
-                yield Host(name, address)
+                yield Host(name, address, found, located.canonical_name, located.authenticated)
         if not any_host:
             raise trouble or Unroutable("5.4.4", f"{domain} has no mail server with an address")
 
@@ -105,21 +123,21 @@ class MxLookup:
             raise Unroutable("5.4.4", f"{domain} is a private address")
         return Host(domain, address)
 
-    async def _names(self, domain: str) -> list[str]:
+    async def _names(self, domain: str) -> Found:
         try:
-            records = await self._resolver.mx(domain)
+            answer = await self._resolver.resolve(domain, "MX")
         except NoSuchDomain as e:
             raise Unroutable("5.1.2", f"the domain {domain} does not exist") from e
-        except NoRecords:
+        except NoRecords as e:
             if domain in self._own_names:
                 raise Unroutable("5.4.6", f"{domain} is this server, but it does not take mail for it") from None
-            return [domain]  # RFC 5321 s. 5.1: the implicit MX
+            return Found((domain,), domain, e.authenticated)  # RFC 5321 s. 5.1: the implicit MX
         except TemporaryDnsError as e:
             raise Unroutable("4.4.3", f"the mail servers of {domain} can't be looked up now: {e.reason}") from e
-        real = [(preference, host) for preference, host in records if host]
+        real = [(int(str(preference)), str(host)) for preference, host in answer.records if host]
         if not real:
             raise Unroutable("5.1.10", f"the domain {domain} takes no mail (null MX)")  # RFC 7505 s. 3, 4.2
-        return await self._in_order(domain, real)
+        return Found(tuple(await self._in_order(domain, real)), answer.canonical_name, answer.authenticated)
 
     async def _in_order(self, domain: str, records: list[tuple[int, str]]) -> list[str]:
         ordered: list[str] = []
@@ -146,25 +164,28 @@ class MxLookup:
                 continue  # it is looked up again, and judged, when it is its turn
         return False
 
-    async def _addresses(self, name: str) -> list[str]:
+    async def _located(self, name: str) -> Located:
         try:
-            addresses = await self._resolver.addresses(name)
+            located = await self._resolver.located(name)
         except TemporaryDnsError as e:
             raise Unroutable("4.4.3", f"the address of {name} can't be looked up now: {e.reason}") from e
         except (NoSuchDomain, NoRecords) as e:
             raise Unroutable("5.4.4", f"the mail server {name} has no address") from e
-        usable = [a for a in addresses if self._may_connect(a) and not self._is_own(a)]
+        usable = [a for a in located.addresses if self._may_connect(a) and not self._is_own(a)]
         if not usable:
             raise Unroutable("5.4.4", f"the mail server {name} has only private addresses")
-        return usable[:_MAX_ADDRESSES]
+        return replace(located, addresses=tuple(usable[:_MAX_ADDRESSES]))
 
     def _is_own(self, address: str) -> bool:
         return str(ipaddress.ip_address(address)) in self._own_addresses
 
     def _may_connect(self, address: str) -> bool:
-        if self._allow_private:
-            return True
-        ip = ipaddress.ip_address(address)
-        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-            ip = ip.ipv4_mapped
-        return ip.is_global and not ip.is_multicast
+        return self._allow_private or is_public(address)
+
+
+def is_public(address: str) -> bool:
+    """Whether it is an address on the Internet, and of one host."""
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return ip.is_global and not ip.is_multicast

@@ -45,6 +45,9 @@ class Event(enum.Enum):
     BAD_CERTIFICATE = "certificate not accepted"
     NOT_OFFERED = "not offered by the remote"
     GARBAGE = "malformed reply"
+    NO_TLSA = "TLSA records not known"
+    NOT_IN_POLICY = "no mail server by the domain's policy"
+    NO_REQUIRETLS = "no way with authenticated TLS that asks the same of the next server"
 
 
 class Action(enum.Enum):
@@ -81,6 +84,9 @@ _EVENT_STATUS = {
     Event.BAD_CERTIFICATE: "4.7.5",
     Event.NOT_OFFERED: "4.7.4",
     Event.GARBAGE: "4.5.0",
+    Event.NO_TLSA: "4.4.3",
+    Event.NOT_IN_POLICY: "4.7.5",
+    Event.NO_REQUIRETLS: "4.7.30",
 }
 
 # What a refusal means by its phase: action for 4xx, action for 5xx.
@@ -127,6 +133,8 @@ def _judge_event(phase: Phase, event: Event, *, tls_optional: bool) -> Verdict:
 
 def last_host(phase: Phase, what: Remote | Event, status: str) -> Verdict:
     """NEXT_HOST, but there is none: what then?"""
+    if what is Event.NO_REQUIRETLS:
+        return Verdict(Action.FAIL, "5.7.30")  # RFC 8689 s. 4.2.1: not in any other way; the sender is told
     if phase is Phase.GREETING and isinstance(what, Remote) and what.code == 521:
         return Verdict(Action.FAIL, "5.3.2")  # RFC 7504: this domain's hosts say that they take no mail
     if phase is Phase.EHLO and isinstance(what, Remote) and 500 <= what.code < 600:

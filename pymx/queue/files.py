@@ -94,6 +94,7 @@ class _Header(msgspec.Struct, omit_defaults=True):
     smtputf8: bool = False
     ret: str = ""
     envid: str = ""
+    requiretls: bool = False
     origin: _Origin = msgspec.field(default_factory=_Origin)
 
 
@@ -134,9 +135,10 @@ def header(copy: Copy, arrived_s: float) -> bytes:
             smtputf8=envelope.smtputf8,
             ret=envelope.ret,
             envid=envelope.envid,
+            requiretls=envelope.requiretls,
             origin=_Origin(
                 origin.listener.value, origin.session, origin.peer_ip, origin.helo,
-                origin.esmtp, origin.tls, origin.account, origin.peer_name,
+                origin.esmtp, origin.tls, origin.account, origin.peer_name, origin.sender_proven,
             ),
         )
     )  # fmt: skip
@@ -157,6 +159,7 @@ def _envelope(head: _Header) -> Envelope:
         smtputf8=head.smtputf8,
         ret=head.ret,
         envid=head.envid,
+        requiretls=head.requiretls,
     )
 
 

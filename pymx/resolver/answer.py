@@ -19,6 +19,7 @@ class DnsError(Exception):
         self.rdtype = rdtype
         self.reason = reason
         self.ttl_s = 300  # how long the fact may be remembered
+        self.authenticated = False  # proven not to exist; see Answer
 
 
 class NoSuchDomain(DnsError):
@@ -38,8 +39,9 @@ class Answer:
     """The records of one type at one name, CNAMEs followed.
 
     `records` holds tuples by type: MX (preference, host), A and AAAA (address,), TXT (string, …) as bytes,
-    PTR and CNAME (name,), others (text,). Names are without their final dot; the root is "".
-    `authenticated` is the AD bit (RFC 4035 s. 3.2.3): worth something only from a resolver one trusts, over loopback.
+    PTR and CNAME (name,), TLSA (usage, selector, matching type, data), others (text,). Names are without their final
+    dot; the root is "". `authenticated`: DNSSEC proves the answer, as a resolver says whose word counts (the AD bit,
+    RFC 4035 s. 3.2.3, and `[dns] authenticated`).
     """
 
     name: str
@@ -47,4 +49,13 @@ class Answer:
     rdtype: str
     records: tuple[tuple[object, ...], ...]
     ttl_s: int
+    authenticated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """The addresses of a host, IPv6 first, under the name that its CNAMEs lead to."""
+
+    addresses: tuple[str, ...]
+    canonical_name: str
     authenticated: bool

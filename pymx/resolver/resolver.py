@@ -5,7 +5,8 @@ once; every wait ends after `[dns] timeout_s`, all servers and tries included; m
 `[dns] cache_entries`.
 
 Questions carry EDNS with a 1,232 octet buffer (RFC 9715) and the AD bit (RFC 6840 s. 5.7), so a validating resolver
-says whether the answer was authenticated. A truncated answer is asked for again over TCP; a server that does not know
+says whether the answer was authenticated. Its word counts when `[dns] authenticated` says so: on the way from a server
+elsewhere anybody could set the bit. A truncated answer is asked for again over TCP; a server that does not know
 EDNS (FORMERR, RFC 6891 s. 7) is asked again without it.
 
 Negative answers are kept for the SOA's time, at most five minutes (RFC 2308 s. 5 allows more, but people who repair
@@ -32,7 +33,7 @@ import dns.reversename
 
 from pymx import log, metrics
 from pymx.config.model import Dns
-from pymx.resolver.answer import Answer, DnsError, NoRecords, NoSuchDomain, TemporaryDnsError
+from pymx.resolver.answer import Answer, DnsError, Located, NoRecords, NoSuchDomain, TemporaryDnsError
 from pymx.resolver.cache import TtlCache
 
 _EDNS_OCTETS = 1232
@@ -50,6 +51,7 @@ class Resolver:
 
     def __init__(self, dns_settings: Dns) -> None:
         self._servers = [_server(spec) for spec in dns_settings.nameservers] or _system_servers()
+        self.trusted = _trusted(dns_settings.authenticated, self._servers)
         self._timeout_s = dns_settings.timeout_s
         self._max_ttl_s = dns_settings.max_ttl_s
         self._cache: TtlCache[Answer | DnsError] = TtlCache(dns_settings.cache_entries)
@@ -70,19 +72,28 @@ class Resolver:
         """
         if not ipv6:
             return [str(r[0]) for r in (await self.resolve(host, "A")).records]
-        found: list[str] = []
+        return list((await self.located(host)).addresses)
+
+    async def located(self, host: str) -> Located:
+        """The same, with what DNSSEC says of it."""
+        answers: list[Answer] = []
         failure: DnsError | None = None
         results = await asyncio.gather(self.resolve(host, "AAAA"), self.resolve(host, "A"), return_exceptions=True)
         for result in results:
             if isinstance(result, Answer):
-                found += [str(r[0]) for r in result.records]
+                answers.append(result)
             elif not isinstance(result, DnsError):
                 raise result
             elif failure is None or isinstance(result, TemporaryDnsError):
                 failure = result
-        if not found and failure is not None:
+        if not answers:
+            assert failure is not None
             raise failure
-        return found
+        return Located(
+            tuple(str(record[0]) for answer in answers for record in answer.records),
+            answers[0].canonical_name,
+            all(answer.authenticated for answer in answers),
+        )
 
     async def txt(self, name: str) -> list[bytes]:
         """The TXT records of a name, the strings of each joined (RFC 7208 s. 3.3)."""
@@ -141,7 +152,7 @@ class Resolver:
                     for server in self._servers:
                         result = await self._ask_one(server, qname, rdtype)
                         if not isinstance(result, str):
-                            return _read(name, rdtype, result)
+                            return _read(name, rdtype, result, trusted=self.trusted)
                         reason = result
         except TimeoutError:
             reason = f"no answer within {self._timeout_s} s"
@@ -176,11 +187,14 @@ def _give(result: Answer | DnsError) -> Answer:
     if isinstance(result, Answer):
         return result
     # A cached exception must not collect the tracebacks of all who met it.
-    raise type(result)(result.name, result.rdtype, result.reason)
+    error = type(result)(result.name, result.rdtype, result.reason)
+    error.authenticated = result.authenticated
+    raise error
 
 
-def _read(name: str, rdtype: str, response: dns.message.Message) -> Answer | DnsError:
+def _read(name: str, rdtype: str, response: dns.message.Message, *, trusted: bool) -> Answer | DnsError:
     """A response with NOERROR or NXDOMAIN as an answer or the fact that there is none."""
+    authenticated = trusted and bool(response.flags & dns.flags.AD)
     try:
         chain = response.resolve_chaining()  # type: ignore[attr-defined]  # only QueryMessage has it, and this is one
     except dns.exception.DNSException as e:
@@ -192,6 +206,7 @@ def _read(name: str, rdtype: str, response: dns.message.Message) -> Answer | Dns
         else:
             error = NoRecords(name, rdtype, f"no {rdtype} records")
         error.ttl_s = chain.minimum_ttl
+        error.authenticated = authenticated
         return error
     write = _WRITERS.get(rdtype, _write_text)
     return Answer(
@@ -200,7 +215,7 @@ def _read(name: str, rdtype: str, response: dns.message.Message) -> Answer | Dns
         rdtype=rdtype,
         records=tuple(write(rdata) for rdata in chain.answer),
         ttl_s=int(chain.minimum_ttl),
-        authenticated=bool(response.flags & dns.flags.AD),
+        authenticated=authenticated,
     )
 
 
@@ -219,7 +234,10 @@ _WRITERS: dict[str, Callable[..., tuple[object, ...]]] = {
     "TXT": lambda rdata: tuple(rdata.strings),
     "PTR": lambda rdata: (_text(rdata.target),),
     "CNAME": lambda rdata: (_text(rdata.target),),
+    "TLSA": lambda rdata: (rdata.usage, rdata.selector, rdata.mtype, bytes(rdata.cert)),
 }
+
+_DOCKER = "127.0.0.11"  # passes on what servers outside of the machine say
 
 
 def _server(spec: str) -> tuple[str, int]:
@@ -242,3 +260,10 @@ def _system_servers() -> list[tuple[str, int]]:
     except dns.resolver.NoResolverConfiguration:
         return [("127.0.0.1", 53)]
     return [(str(address), found.port) for address in found.nameservers]
+
+
+def _trusted(setting: str, servers: list[tuple[str, int]]) -> bool:
+    """Whether the AD bit of these servers counts."""
+    if setting != "auto":
+        return setting == "yes"
+    return all(ipaddress.ip_address(host).is_loopback and host != _DOCKER for host, _ in servers)

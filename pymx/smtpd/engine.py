@@ -41,6 +41,7 @@ class Engine:
         self.handler = handler
         self.listener = listener
         self.lmtp = listener is Listener.LMTP
+        self.requires_tls_onward = not self.lmtp  # REQUIRETLS (RFC 8689); only offered inside TLS
         self.smtp = smtp
         self.max_message_octets = max_message_octets
         self.spool_dir = spool_dir
@@ -73,6 +74,8 @@ class Engine:
         ]
         if self.tls is not None and not in_tls:
             lines.append("STARTTLS")
+        if self.requires_tls_onward and in_tls:
+            lines.append("REQUIRETLS")
         if self.auth and in_tls:
             lines.append("AUTH " + " ".join(MECHANISMS))
         return "".join(f"250{'-' if line is not lines[-1] else ' '}{line}\r\n" for line in lines).encode("ascii")

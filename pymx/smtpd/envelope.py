@@ -24,10 +24,10 @@ async def mail(session: Session, argument: str) -> Reply | None:
         raise SmtpError(reply.HELO_REQUIRED)
     if session.transaction is not None:
         raise SmtpError(reply.BAD_SEQUENCE.with_text("Nested MAIL command"))
-    given = parse_mail(argument)
+    given = parse_mail(argument, requiretls=engine.requires_tls_onward and bool(facts.tls))
     if given.size is not None and given.size > engine.max_message_octets:
         raise SmtpError(reply.MESSAGE_TOO_BIG, f"SIZE={given.size}")  # RFC 1870 s. 6.1
-    parameters = MailParameters(given.size, given.body, given.smtputf8, given.ret, given.envid)
+    parameters = MailParameters(given.size, given.body, given.smtputf8, given.ret, given.envid, given.requiretls)
     try:
         session.transaction = await engine.handler.mail(facts, given.mail_from, parameters)
     except SmtpError as error:

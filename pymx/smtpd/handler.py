@@ -42,13 +42,14 @@ class SessionFacts:
 
 @dataclass(frozen=True, slots=True)
 class MailParameters:
-    """Parameters of MAIL FROM (RFC 1870, 6152, 6531, 3461). `size` is None when not given."""
+    """Parameters of MAIL FROM (RFC 1870, 6152, 6531, 3461, 8689). `size` is None when not given."""
 
     size: int | None = None
     body: str = "7BIT"
     smtputf8: bool = False
     ret: str = ""
     envid: str = ""
+    requiretls: bool = False
 
 
 class Transaction(Protocol):

@@ -1,4 +1,4 @@
-"""The arguments of MAIL and RCPT: path and parameters (RFC 5321 s. 4.1.2, 1870, 6152, 6531, 3461, 4954).
+"""The arguments of MAIL and RCPT: path and parameters (RFC 5321 s. 4.1.2, 1870, 6152, 6531, 3461, 4954, 8689).
 
 Everything here raises SmtpError with the reply for the peer and nothing else. Values keep their case. Parameters we
 don't know are 555, values we don't know are 501 (RFC 5321 s. 4.1.1.11).
@@ -35,10 +35,11 @@ class MailArguments:
     smtputf8: bool = False
     ret: str = ""
     envid: str = ""
+    requiretls: bool = False
 
 
-def parse_mail(argument: str) -> MailArguments:
-    """What follows "MAIL "."""
+def parse_mail(argument: str, *, requiretls: bool = False) -> MailArguments:
+    """What follows "MAIL ". `requiretls`: REQUIRETLS was offered (RFC 8689)."""
     path, parameters = _split(argument, "FROM:", reply.BAD_SENDER)
     if path is not None and not path.domain:
         raise SmtpError(reply.BAD_SENDER, "sender address has no domain")
@@ -52,6 +53,7 @@ def parse_mail(argument: str) -> MailArguments:
             smtputf8=_flag(parameters, "SMTPUTF8"),
             ret=_one_of(parameters, "RET", ("FULL", "HDRS")),
             envid=_envid(parameters),
+            requiretls=requiretls and _flag(parameters, "REQUIRETLS"),
         )
         _skip_auth(parameters)
         _none_left(parameters)
