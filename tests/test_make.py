@@ -123,3 +123,13 @@ def test_service_unit_has_no_key_that_systemd_does_not_know(tmp_path: Path) -> N
         [analyze, "verify", str(path)], capture_output=True, text=True, timeout=60, env={**os.environ, "LC_ALL": "C"}
     )
     assert "pymx.service" not in done.stderr, done.stderr
+
+
+def test_service_unit_exposes_little() -> None:
+    """`systemd-analyze security`: 1.5 of 10 or less."""
+    analyze = require("systemd-analyze", "systemd")
+    done = subprocess.run(
+        [analyze, "security", "--offline=true", "--threshold=15", str(ROOT / "systemd" / "pymx.service")],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
