@@ -231,7 +231,6 @@ class SubmissionTransaction:
             envid=self._parameters.envid,
             requiretls=self._parameters.requiretls,
         )
-        await self._submission.count_sending(self._account, self._elsewhere(self._targets))
         accepted = await self._submission.dispatch.accept(envelope, prepared.content, self._targets)
         return accepted.reply
 

@@ -138,7 +138,7 @@ def header(copy: Copy, arrived_s: float) -> bytes:
             requiretls=envelope.requiretls,
             origin=_Origin(
                 origin.listener.value, origin.session, origin.peer_ip, origin.helo,
-                origin.esmtp, origin.tls, origin.account, origin.peer_name, origin.sender_proven,
+                origin.esmtp, origin.tls, origin.account, origin.peer_name,
             ),
         )
     )  # fmt: skip
