@@ -17,6 +17,7 @@ from pymx.ms.removed import purge
 from pymx.ms.sweep import sweep
 from pymx.mta.deliver import Deliver
 from pymx.queue.item import Report
+from pymx.mta.tls_lookup import TlsPolicies
 from pymx.queue.manager import Manager
 
 _DAY_S = 86400
@@ -34,7 +35,12 @@ class RunnerSide:
     async def start(self, stack: contextlib.AsyncExitStack) -> None:
         """Start the manager and open the control socket; `stack` takes what has to be closed."""
         rooms, config = self._rooms, self._config
-        deliver = Deliver(rooms.resolver, config.outbound, config.hostname, own_addresses=_own_addresses(config))
+        tls = TlsPolicies(rooms.resolver, config.outbound, state=rooms.site.data_dir / "outbound-tls.sqlite")
+        stack.push_async_callback(tls.close)
+        tls.start()
+        deliver = Deliver(
+            rooms.resolver, config.outbound, config.hostname, own_addresses=_own_addresses(config), tls=tls
+        )
         stack.push_async_callback(deliver.close)
         manager = Manager(
             rooms.queue,

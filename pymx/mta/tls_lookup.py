@@ -55,13 +55,12 @@ class TlsPolicies:
         outbound: Outbound,
         *,
         state: Path | None = None,
-        report: Report | None = None,
         https_port: int = 443,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._resolver = resolver
         self._outbound = outbound
-        self._report = report
+        self.report: Report | None = None  # told of every connection to a mail server found by MX
         self._clock = clock
         self._state = TlsState(state) if state is not None else None
         self._levels: TtlCache[tuple[int, float]] = TtlCache(_MEMORY)
@@ -73,10 +72,8 @@ class TlsPolicies:
                 https_port=https_port, failed=self._fetch_failed, clock=clock,
             )  # fmt: skip
 
-    async def start(self) -> None:
-        """Open the store, begin to keep policies fresh. Raises OSError."""
-        if self._state is not None:
-            await self._state.open()
+    def start(self) -> None:
+        """Begin to keep policies fresh."""
         if self.sts is not None:
             self._refresher = asyncio.get_running_loop().create_task(self.sts.keep_fresh())
 
@@ -100,8 +97,8 @@ class TlsPolicies:
 
     def tell(self, result: TlsResult) -> None:
         """For TLS reports."""
-        if self._report is not None:
-            self._report(result)
+        if self.report is not None:
+            self.report(result)
 
     def _fetch_failed(self, domain: str, result: str, reason: str) -> None:
         self.tell(TlsResult(domain, "sts", (), (), "", "", "", result, reason))

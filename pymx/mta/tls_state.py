@@ -4,7 +4,7 @@
 the process with the queue opens it. A file that can't be read is moved aside and a new one begun: the worst that
 follows is that policies are fetched again.
 
-Every method is one hop into the store's own thread. Errors: OSError from `open`; later ones are `StateTrouble`.
+Every method is one hop into the store's own thread, the first one opens the file. The only error is `StateTrouble`.
 """
 
 from __future__ import annotations
@@ -55,30 +55,27 @@ class TlsState:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._db: sqlite3.Connection | None = None
+        self._closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tls-state")
-
-    async def open(self) -> None:
-        """Open or make the file. Raises OSError when neither can be done."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
 
     async def close(self) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown(wait=False)
 
-    def _open(self) -> None:
+    def _open(self) -> sqlite3.Connection:
+        """Open or make the file. Raises sqlite3.Error or OSError; the next call tries again."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            self._db = self._connected()
+            return self._connected()
+        except sqlite3.OperationalError:
+            raise  # full, locked, not to be opened: no reason to give up what is in it
         except sqlite3.DatabaseError as e:
             damaged = self._path.with_suffix(".damaged")
             for suffix in ("-wal", "-shm"):
                 self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
             self._path.replace(damaged)
             _log.error("tls_state_damaged", path=str(damaged), reason=str(e))
-            try:
-                self._db = self._connected()
-            except sqlite3.DatabaseError as again:
-                raise OSError(f"{self._path}: {again}") from None
+            return self._connected()
 
     def _connected(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
@@ -92,17 +89,20 @@ class TlsState:
         return db
 
     def _close(self) -> None:
+        self._closed = True
         if self._db is not None:
             self._db.close()
             self._db = None
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         def run() -> T:
-            if self._db is None:
+            if self._closed:
                 raise StateTrouble("closed")
             try:
+                if self._db is None:
+                    self._db = self._open()
                 return work(self._db)
-            except sqlite3.Error as e:
+            except (sqlite3.Error, OSError) as e:
                 raise StateTrouble(str(e)) from None
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, run)
