@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 
 from pymx import log
 from pymx.checks.check import Facts, Stage
-from pymx.checks.peer import IpAddress, peer_address
 from pymx.checks.verdict import Verdict
 from pymx.config.zones import Rule, by_zone
 from pymx.mail.authres import Result
+from pymx.mail.peer import IpAddress, peer_address
 from pymx.mailauth.questions import Questions
 from pymx.resolver.answer import NoRecords, NoSuchDomain, TemporaryDnsError
 

@@ -11,9 +11,9 @@ import ipaddress
 import re
 
 from pymx.checks.check import Facts, Stage
-from pymx.checks.peer import peer_address
 from pymx.checks.verdict import Verdict
 from pymx.mail.address import AddressError, domain_to_ascii
+from pymx.mail.peer import peer_address
 from pymx.mailauth.questions import Questions
 from pymx.resolver.answer import NoRecords, NoSuchDomain, TemporaryDnsError
 

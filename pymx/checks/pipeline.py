@@ -22,11 +22,11 @@ from dataclasses import dataclass, replace
 
 from pymx import log, metrics
 from pymx.checks.check import Check, Facts, Stage
-from pymx.checks.peer import peer_address
 from pymx.checks.verdict import Judgement, Level, Verdict, merge
 from pymx.mail import authres, spam
 from pymx.mail.envelope import Listener, Origin
-from pymx.mail.header import HeaderError, build_field, iter_fields
+from pymx.mail.header import Field, HeaderError, build_field, iter_fields
+from pymx.mail.peer import peer_address
 from pymx.proto.smtp import reply as replies
 from pymx.proto.smtp.reply import SmtpError
 from pymx.spool import Content

@@ -11,7 +11,7 @@ import ipaddress
 from collections import OrderedDict
 
 from pymx.checks.check import Facts
-from pymx.checks.peer import peer_address
+from pymx.mail.peer import peer_address
 
 AFTER_S = 600.0  # twice as long as rspamd's own greylisting takes
 _FORGET_S = 5 * 86400.0

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pymx.config.model import Tls
+from pymx.mail.peer import Networks, counted_network
 from pymx.net.handshake import TlsAcceptor
 
 BACKLOG = 512
@@ -130,7 +131,7 @@ class Caps:
     def __init__(self, max_connections: int, max_per_ip: int, trusted: Sequence[str]) -> None:
         self._max = max_connections
         self._max_per_ip = max_per_ip
-        self._trusted = [ipaddress.ip_network(t, strict=False) for t in trusted]
+        self._trusted = Networks(trusted)
         self._by_ip: dict[str, int] = {}
         self.count = 0
 
@@ -160,21 +161,7 @@ class Caps:
 
     def _key(self, ip: str) -> str:
         """What connections are counted under; "" = not per address (Unix socket, trusted)."""
-        if not ip:
-            return ""
-        if not self._trusted and ":" not in ip:
-            return ip
-        address = ipaddress.ip_address(ip.partition("%")[0])
-        if isinstance(address, ipaddress.IPv6Address):
-            if address.ipv4_mapped is not None:
-                address = address.ipv4_mapped
-            else:
-                if any(address in net for net in self._trusted if net.version == 6):
-                    return ""
-                return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
-        if any(address in net for net in self._trusted if net.version == 4):
-            return ""
-        return str(address)
+        return "" if not ip or ip in self._trusted else counted_network(ip)
 
 
 def handshake_caps(tls: Tls, trusted: Sequence[str]) -> Caps:

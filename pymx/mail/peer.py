@@ -1,0 +1,53 @@
+"""A peer's address, and the network that it is counted by.
+
+Who has one IPv6 address has a whole /64 of them, so there the network counts, and an IPv4 address that came mapped into
+IPv6 is IPv4 again. A peer without an address (a Unix socket) is on this machine and counts as trusted.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_IPV6_PREFIX = 64
+
+
+def peer_address(text: str) -> IpAddress:
+    """An address without its scope; an IPv4 one that came mapped into IPv6 is IPv4 again. Raises ValueError."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        return address.ipv4_mapped
+    return address
+
+
+def counted_network(text: str) -> str:
+    """What a peer is counted by: its IPv4 address, or its IPv6 /64; "" for one without an address."""
+    if not text:
+        return ""
+    if ":" not in text:
+        return text
+    address = peer_address(text)
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(ipaddress.IPv6Network((int(address) >> _IPV6_PREFIX << _IPV6_PREFIX, _IPV6_PREFIX)))
+
+
+class Networks:
+    """A set of addresses and networks, such as `[limits] trusted`."""
+
+    def __init__(self, networks: Iterable[str]) -> None:
+        """Raises ValueError for what is none."""
+        self._networks = [ipaddress.ip_network(network, strict=False) for network in networks]
+
+    def __bool__(self) -> bool:
+        return bool(self._networks)
+
+    def __contains__(self, text: object) -> bool:
+        """Is the address in one of them?"""
+        if not self._networks:
+            return False
+        address = peer_address(str(text))
+        return any(address in network for network in self._networks if network.version == address.version)
