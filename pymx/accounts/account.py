@@ -3,7 +3,8 @@
 Errors: `AccountsError` > `UnknownRecipient` (no such address here), `AliasLoop` (aliases that lead in circles, too deep
 or to too many addresses), `DirectoryUnavailable` (the database does not answer: temporary), `SchemaError` (the tables
 are missing or of another version: the administrator has to act), `AuthenticationFailed` (wrong login; the reason is for
-the log alone), `AuthenticationUnavailable` (can't be checked now: temporary).
+the log alone), `AuthenticationUnavailable` (can't be checked now: temporary) > `AuthenticationBanned` (too many wrong
+passwords came from the peer's address).
 """
 
 from __future__ import annotations
@@ -59,6 +60,18 @@ class SchemaError(AccountsError):
 class AuthenticationFailed(AccountsError):
     """Login or password is wrong. The peer must not hear which."""
 
+    is_guess = True  # False: nothing is wrong with what the peer sent
+
+
+class StoredPasswordUnusable(AuthenticationFailed):
+    """No password can fit what is stored, or it was replaced during the check. The peer may have sent the right one."""
+
+    is_guess = False
+
 
 class AuthenticationUnavailable(AccountsError):
     """The password can't be checked now. Try again later."""
+
+
+class AuthenticationBanned(AuthenticationUnavailable):
+    """The peer's address may not log in for a while."""

@@ -65,6 +65,8 @@ NOUNS: dict[str, Noun] = {
     "adopt": Noun("pymx.admin.adopt", "take over the mailboxes of a Dovecot; --check looks first", touches_data=False),
     "release": Noun("pymx.admin.release", "give the mailboxes back to Dovecot", touches_data=False),
     "queue": Noun("pymx.admin.queue", "look after the messages waiting for delivery"),
+    "trace": Noun("pymx.admin.trace", "what became of a message, from its arrival to its last delivery"),
+    "bans": Noun("pymx.admin.bans", "who can't log in, why and until when; ban and lift"),
     "status": Noun("pymx.admin.status", "what the running server says of itself", touches_data=False),
     "check-config": Noun("pymx.admin.check_config", "is the configuration sound?", touches_data=False),
     "migrate": Noun("pymx.admin.migrate", "make or upgrade the tables in the accounts database"),

@@ -21,11 +21,14 @@ from pymx.msa.submission import Submission
 from pymx.mta.inbound import Inbound
 from pymx.net.listener import Caps, Server, handshake_caps
 from pymx.net.sessions import Sessions
+from pymx.msa.capnotice import CapNotice
 from pymx.smtpd.engine import Engine
 from pymx.startup import StartError
+from pymx.mta.rates import RateLimited
 
 
 class SessionSide:
+from pymx.smtpd.handler import Handler
     """The listeners of one process. `start` opens them, `drain` lets the sessions end."""
 
     def __init__(self, rooms: Rooms) -> None:
@@ -43,7 +46,11 @@ class SessionSide:
     async def start(self, stack: contextlib.AsyncExitStack) -> None:
         """Build the policies, open the listeners; `stack` takes what has to be closed. Raises StartError."""
         rooms, config, site = self._rooms, self._config, self._rooms.site
-        authenticator = Authenticator(rooms.directory, config.accounts)
+        limits = self._limits = ProcessLimits(rooms)
+        await limits.start(stack)
+        authenticator = Authenticator(
+            rooms.directory, config.accounts, limits=limits.logins, ended=self._sessions.dismiss
+        )
         stack.callback(authenticator.close)
         signer = Signer(site.data_dir / "dkim", complain=self._complain_of_key)
         stack.push_async_callback(self._close_checks)
@@ -51,19 +58,21 @@ class SessionSide:
             checks = self._build_checks(config)
         except OSError as e:
             raise StartError(f"[rspamd] password_file: {e.strerror}") from None
+        Watch(rooms, authenticator, self._sessions).start(stack)
         inbound = Inbound(
             rooms.directory, rooms.mda, rooms.dispatch, smtp=config.smtp, hostname=config.hostname, checks=checks
         )
         self._inbound = inbound
         submission = Submission(
             rooms.directory, authenticator, rooms.mda, rooms.dispatch, signer,
-            submission=config.submission, hostname=config.hostname,
+            submission=config.submission, hostname=config.hostname, limits=limits.logins, sending=limits.sending,
+            notify=CapNotice(rooms.dispatch.submit, hostname=config.hostname),
         )  # fmt: skip
         stack.callback(submission.close)
         tls = site.certificates.context() if site.certificates.configured else None
         mx_tls = site.certificates.mx_context() if site.certificates.configured else None
         engines = {
-            "smtp": self._engine(inbound, Listener.SMTP, tls=mx_tls),
+            "smtp": self._engine(RateLimited(inbound, limits.rates), Listener.SMTP, tls=mx_tls),
             "lmtp": self._engine(inbound, Listener.LMTP, tls=None),
             "submissions": self._engine(submission, Listener.SUBMISSION, tls=tls, implicit_tls=True),
             "submission": self._engine(submission, Listener.SUBMISSION, tls=tls),
@@ -75,7 +84,7 @@ class SessionSide:
             caps = Caps(config.imap.max_connections, config.imap.max_connections_per_ip, config.limits.trusted)
             imap = ImapServer(
                 rooms.store, authenticator, imap=config.imap, mail=config.mail, hostname=config.hostname,
-                tls=tls, implicit_tls=implicit, caps=caps, sessions=self._sessions,
+                tls=tls, implicit_tls=implicit, caps=caps, sessions=self._sessions, limits=limits.logins,
                 spool_dir=site.data_dir / "spool",
             )  # fmt: skip
             self._imap_servers.append(imap)
@@ -87,7 +96,7 @@ class SessionSide:
 
     def _engine(
         self,
-        handler: Inbound | Submission,
+        handler: Handler,
         listener: Listener,
         *,
         tls: ssl.SSLContext | None,
@@ -128,6 +137,8 @@ class SessionSide:
     def reload(self, config: Config) -> None:
         """Take over what a running process can: checks, limits of SMTP and IMAP. Raises OSError, with all as it was."""
         if _checks_settings(config) != self._checks_settings:
+        if self._limits is not None:
+            self._limits.logins.hurry()
             checks = self._build_checks(config)
             if self._inbound is not None:
                 self._inbound.checks = checks  # messages being checked keep the old ones

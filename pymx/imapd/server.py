@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pymx import log
 from pymx.accounts.authenticate import Authenticator
+from pymx.accounts.limits import LoginLimits
 from pymx.config.model import Imap, Mail
 from pymx.imapd import capability
 from pymx.imapd.namespace import Namespace
@@ -38,6 +39,7 @@ class ImapServer:
         implicit_tls: bool,
         caps: Caps,
         sessions: Sessions,
+        limits: LoginLimits | None = None,
         spool_dir: Path | None = None,
     ) -> None:
         self.store = store
@@ -49,6 +51,7 @@ class ImapServer:
         self.implicit_tls = implicit_tls
         self.caps = caps
         self.sessions = sessions
+        self.limits = limits
         self.spool_dir = spool_dir or Path(mail.root)
         self.namespace = Namespace(mail.prefix, store.separator)
         self.kept_octets = 0  # see Client.keep_message

@@ -28,6 +28,7 @@ from pymx.proto.imap.response import text_line
 if TYPE_CHECKING:
     from pymx.imapd.server import ImapServer
 
+_GOODBYES = {"shutdown": "Server is shutting down.", "account changed": "Your account was changed, log in again."}
 STILL_HERE_S = 120.0
 KEEP_MESSAGE_S = 10.0
 IN_PROGRESS_S = 10.0
@@ -95,6 +96,13 @@ class Session(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
+        refusal = server.limits.refuses(peer_ip) if server.limits is not None else None
+        if refusal is not None:
+            server.log.info("connection_refused", peer_ip=peer_ip, listener="imap", reason=refusal.reason)
+            metrics.add("imap_connections_refused")
+            self._transport.write(b"* BYE [UNAVAILABLE] %b.\r\n" % refusal.text.encode())
+            self._end(refusal.reason)
+            return
         peer_ip = peer[0] if isinstance(peer, tuple) else ""
         server = self._server
         self._client = Client(server, self, peer_ip, secure=server.implicit_tls)
@@ -300,12 +308,23 @@ class Session(asyncio.Protocol):
             if self._compression is not None:
                 self._compression.rest()
 
+        self._leave("shutdown")
+
+    @property
+    def account(self) -> str:
+        return self._client.login
+
+    def dismiss(self) -> None:
+        """BYE: whoever is there has to log in anew."""
+        self._leave("account changed")
+
+    def _leave(self, reason: str) -> None:
     def shutdown(self) -> None:
         """BYE now, or after the command that runs."""
         if self._task is None or self._line is not None:
-            self._bye("Server is shutting down.", "shutdown")
+            self._bye(_GOODBYES[reason], reason)
         else:
-            self._client.leaving = self._client.leaving or "shutdown"
+            self._client.leaving = self._client.leaving or reason
 
     def _bye(self, text: str, reason: str) -> None:
         if self._ended:
@@ -378,8 +397,8 @@ class Session(asyncio.Protocol):
             self._finish()
             return
         self._client.flush()
-        if self._client.leaving == "shutdown":
-            self._bye("Server is shutting down.", "shutdown")
+        if self._client.leaving in _GOODBYES:
+            self._bye(_GOODBYES[self._client.leaving], self._client.leaving)
         elif self._client.leaving:
             self._end(self._client.leaving)
         elif self._eof:

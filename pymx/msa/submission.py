@@ -2,14 +2,18 @@
 
 Stages, in order:
 
-    AUTH   the directory's verdict: 535 wrong, 454 can't be checked now
-    MAIL   login required 530; the sender must belong to the login 553 5.7.1; the null sender is nobody's, and what
+    greet  the address is banned from logging in, or connects too often: 421 4.7.0
+    AUTH   the directory's verdict: 535 wrong, 454 can't be checked now, or the address is banned
+    MAIL   the account has sent all it may for now 451 4.7.1;
+           login required 530; the sender must belong to the login 553 5.7.1; the null sender is nobody's, and what
            clients send read receipts with (RFC 8098 s. 3): it passes, and the From field is held to the login as ever
-    RCPT   unknown here 550 5.1.1; mailbox full 452 4.2.2; directory down 451 4.3.0; elsewhere is always fine
+    RCPT   too many new recipients for now 451 4.7.1, for one message ever 550 5.7.1; unknown here 550 5.1.1; mailbox
+           full 452 4.2.2; directory down 451 4.3.0; elsewhere is always fine
     DATA   fix-up (see `fixup`, 554 5.6.0); every mailbox in From and Sender must belong to the login 553 5.7.1;
            DKIM signature of the From domain; then `mta.dispatch`: mailboxes here at once, the rest queued
 
-An account that was removed during a session can send nothing more (535).
+An account that was removed during a session can send nothing more (535). The first time in 24 hours that an account
+meets its caps the postmaster gets a mail about it.
 
 When a key that was never loaded can't be read, nothing is sent unsigned: 451, and the log says which file.
 """
@@ -19,18 +23,21 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from pymx import log
 from pymx.accounts.account import (
     Account,
+    AuthenticationBanned,
     AuthenticationFailed,
     AuthenticationUnavailable,
     DirectoryUnavailable,
     Resolution,
 )
+from pymx.accounts.limits import Refusal
+from pymx.accounts.sending import Sending, SendingCapped
 from pymx.config.model import Submission as Settings
 from pymx.mail.address import Address
 from pymx.mail.authors import AuthorError, authors
@@ -81,8 +88,14 @@ class Signs(Protocol):
     def sign(self, domain: str, content: Signable) -> bytes: ...
 
 
+class Greets(Protocol):
+    """What is used of `accounts.limits.LoginLimits`."""
+
+    def refuses(self, peer_ip: str) -> Refusal | None: ...
+
+
 class Submission:
-    """Handler of the submission listeners."""
+    """Handler of the submission listeners. `limits`, `sending` and `notify` (who is told of a cap) may be missing."""
 
     def __init__(
         self,
@@ -94,6 +107,9 @@ class Submission:
         *,
         submission: Settings,
         hostname: str,
+        limits: Greets | None = None,
+        sending: Sending | None = None,
+        notify: Callable[[Account, str], Awaitable[None]] | None = None,
     ) -> None:
         self._directory = directory
         self._authenticator = authenticator
@@ -102,6 +118,9 @@ class Submission:
         self._signer = signer
         self._fix_up = FixUp(strip_fields=submission.strip_fields, repair=submission.repair)
         self._hostname = hostname
+        self._limits = limits
+        self._sending = sending
+        self._notify = notify
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="msa")
 
     def close(self) -> None:
@@ -109,13 +128,18 @@ class Submission:
         self._threads.shutdown(wait=True)
 
     async def connected(self, session: SessionFacts) -> None:
-        """Anybody may connect; only a login gets further."""
+        """Anybody may connect who is not banned; only a login gets further."""
+        refusal = self._limits.refuses(session.peer_ip) if self._limits is not None else None
+        if refusal is not None:
+            raise SmtpError(replies.BANNED.with_text(refusal.text), refusal.reason, close=True)
 
     async def authenticate(self, session: SessionFacts, login: str, password: str) -> str:
         try:
             account = await self._authenticator.login(login, password, peer_ip=session.peer_ip)
         except AuthenticationFailed as e:
             raise SmtpError(replies.AUTH_FAILED, e.reason) from None
+        except AuthenticationBanned as e:
+            raise SmtpError(replies.AUTH_BANNED, e.reason) from None
         except AuthenticationUnavailable as e:
             raise SmtpError(replies.AUTH_UNAVAILABLE, e.reason) from None
         return account.email
@@ -128,6 +152,7 @@ class Submission:
         account = await self._account(session.account)
         if mail_from is not None:
             await self.require_own(account, mail_from)
+        await self.check_sending(account)
         return SubmissionTransaction(self, session, account, mail_from, parameters)
 
     def closed(self, session: SessionFacts, counts: Mapping[str, int]) -> None:
@@ -150,6 +175,31 @@ class Submission:
             raise SmtpError(replies.DIRECTORY_UNAVAILABLE, e.reason) from None
         if not allowed:
             raise SmtpError(replies.SENDER_NOT_OWNED, f"{account.email} as {address}")
+
+    async def check_sending(self, account: Account, recipients: Sequence[str] = ()) -> None:
+        """May the account send one more message, to these new or old addresses elsewhere? Raises SmtpError."""
+        if self._sending is None:
+            return
+        try:
+            await self._sending.check(account.email, recipients)
+        except SendingCapped as e:
+            await self._refuse_capped(account, e)
+
+    async def count_sending(self, account: Account, recipients: Sequence[str]) -> None:
+        """Count a message that is about to be accepted. Raises SmtpError when it is one too many."""
+        if self._sending is None:
+            return
+        try:
+            await self._sending.count(account.email, recipients)
+        except SendingCapped as e:
+            await self._refuse_capped(account, e)
+
+    async def _refuse_capped(self, account: Account, capped: SendingCapped) -> NoReturn:
+        _log.warning("sending_capped", account=account.email, reason=capped.text)
+        if capped.tell and self._notify is not None:
+            await self._notify(account, capped.text)
+        answer = replies.SENDING_REFUSED if capped.for_good else replies.SENDING_CAPPED
+        raise SmtpError(answer.with_text(capped.text[:1].upper() + capped.text[1:]), capped.text)
 
     async def prepare(self, content: Content, account: Account, mail_from: Address, *, smtputf8: bool) -> Fixed:
         """The message mended, checked and signed. Raises SmtpError."""
@@ -211,7 +261,13 @@ class SubmissionTransaction:
     async def rcpt(self, recipient: Recipient) -> None:
         resolution = await self._submission.dispatch.resolve(recipient.address)
         await require_room(self._submission.mda, resolution, self._parameters.size or 0)
+        elsewhere = self._elsewhere([*self._targets, Target(recipient, resolution)])
+        if resolution.external:
+            await self._submission.check_sending(self._account, elsewhere)
         self._targets.append(Target(recipient, resolution))
+
+    def _elsewhere(self, targets: Sequence[Target]) -> list[str]:
+        return [address.key for target in targets for address in target.resolution.external]
 
     async def data(self, content: Content) -> Reply:
         prepared = await self._submission.prepare(
@@ -231,6 +287,7 @@ class SubmissionTransaction:
             envid=self._parameters.envid,
             requiretls=self._parameters.requiretls,
         )
+        await self._submission.count_sending(self._account, self._elsewhere(self._targets))
         accepted = await self._submission.dispatch.accept(envelope, prepared.content, self._targets)
         return accepted.reply
 

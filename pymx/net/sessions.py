@@ -23,6 +23,13 @@ class Live(Protocol):
     def shutdown(self) -> None:
         """Say goodbye (421, BYE) at the next convenient point and end."""
 
+    @property
+    def account(self) -> str:
+        """Who is logged in: the account's address, or ""."""
+
+    def dismiss(self) -> None:
+        """The account is gone or has another password: end as in `shutdown`, but say so."""
+
 
 class Sessions:
     """All sessions of a process, of every listener and protocol."""
@@ -77,6 +84,16 @@ class Sessions:
             pass
         self._changed = None
         return len(self._live)
+
+    def accounts(self) -> set[str]:
+        """Who is logged in."""
+        return {s.account for s in self._live if s.account}
+
+    def dismiss(self, account: str) -> None:
+        """End the sessions of an account."""
+        for session in tuple(self._live):
+            if session.account == account:
+                session.dismiss()
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

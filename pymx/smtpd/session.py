@@ -85,7 +85,7 @@ class Session(SMTP):
     _rate_received = 0
     _eof = False
     _lost = False
-    _draining = False
+    _leaving: SessionEnd | None = None  # to be said when no transaction is open
     _finished = False
     _entered = False
     _reading_paused = False
@@ -178,9 +178,20 @@ class Session(SMTP):
 
     def shutdown(self) -> None:
         """421 when no command is in progress and no transaction is open; else when it is done."""
-        self._draining = True
+        self._leave(SessionEnd(reply.SHUTTING_DOWN, "server shutdown"))
+
+    @property
+    def account(self) -> str:
+        return self.facts.account
+
+    def dismiss(self) -> None:
+        """421 like at a shutdown: whoever is there has to log in anew."""
+        self._leave(SessionEnd(reply.LOGIN_OVER, "the account was changed"))
+
+    def _leave(self, end: SessionEnd) -> None:
+        self._leaving = self._leaving or end
         if self._phase is Phase.COMMAND and self.transaction is None:
-            self.end(SessionEnd(reply.SHUTTING_DOWN, "server shutdown"))
+            self.end(self._leaving)
 
     def end(self, end: SessionEnd) -> None:
         """Make the session end at its next wait for input."""
@@ -388,8 +399,8 @@ class Session(SMTP):
         """Read one command, run it, reply."""
         if len(self._replies) > _MAX_REPLIES_HELD:
             await self.flush()
-        if self._draining and self.transaction is None:
-            raise SessionEnd(reply.SHUTTING_DOWN, "server shutdown")
+        if self._leaving is not None and self.transaction is None:
+            raise self._leaving
         event = "command_refused"
         verb = b""
         try:

@@ -22,6 +22,11 @@ class Idle:
         if self._obedient:
             self._sessions.discard(self)
 
+    account = ""
+
+    def dismiss(self) -> None:
+        self.shutdown()
+
 
 async def test_every_session_is_swept_with_the_loops_time():
     sessions = Sessions()

@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 import binascii
 
-from pymx.accounts.account import AuthenticationFailed, AuthenticationUnavailable
+from pymx.accounts.account import AuthenticationBanned, AuthenticationFailed, AuthenticationUnavailable
+from pymx.accounts.limits import BANNED
 from pymx.imapd.client import Client
 from pymx.ms.owner import Owner
 from pymx.proto.imap.commands.login import Authenticate, Login
@@ -73,10 +74,13 @@ async def _log_in(client: Client, username: str, password: str) -> bytes:
         account = await server.authenticator.login(username, password, peer_ip=client.peer_ip)
     except AuthenticationFailed:
         raise No("Authentication failed.", code="AUTHENTICATIONFAILED") from None
+    except AuthenticationBanned:
+        # not AUTHENTICATIONFAILED: a client would ask its user for another password (RFC 5530 s. 3)
+        raise No(f"{BANNED}.", code="UNAVAILABLE") from None
     except AuthenticationUnavailable:
         raise No("Logins can't be checked now.", code="UNAVAILABLE") from None
     owner = Owner(account.domain, account.local_part, account.quota_octets)
+    client.login = account.email
     await server.store.prepare(owner)
     client.owner = owner
-    client.login = account.email
     return b"OK [CAPABILITY %b] Logged in." % server.capabilities
