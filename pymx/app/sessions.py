@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pymx import log
 from pymx.accounts.authenticate import Authenticator
+from pymx.app.limits import ProcessLimits, Watch
 from pymx.app.rooms import Rooms
 from pymx.checks.build import build_pipeline
 from pymx.checks.pipeline import Pipeline

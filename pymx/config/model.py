@@ -181,27 +181,6 @@ class Limits(Struct, forbid_unknown_fields=True, frozen=True):
     trusted: Annotated[
         list[str], _doc("addresses and networks never rate-limited or banned, and whose mail is not checked")
     ] = field(default_factory=list)
-
-
-class Checks(Struct, forbid_unknown_fields=True, frozen=True):
-    """What mail from other servers is judged by; docs/checks.md says what each check does."""
-
-    spf: Annotated[bool, _doc("may the host send for the domain of MAIL FROM (RFC 7208)")] = True
-    dkim: Annotated[bool, _doc("who signed the message (RFC 6376)")] = True
-    dmarc: Annotated[bool, _doc("does the domain in From own it, else its policy (RFC 7489); needs spf and dkim")] = (
-        True
-    )
-    arc: Annotated[bool, _doc("what forwarders saw before (RFC 8617); counts only with trusted_sealers")] = True
-    iprev: Annotated[bool, _doc("has the host a name that leads back to it; a hint")] = True
-    helo: Annotated[bool, _doc("is the name in HELO one; a hint")] = True
-    dnsbl: Annotated[
-        list[str],
-        _doc("lists of bad hosts (RFC 5782): ZONE=WEIGHT, or ZONE=127.0.0.[2..4;9]*WEIGHT for some answers"),
-    ] = field(default_factory=list)
-    dnswl: Annotated[list[str], _doc("lists of good hosts, the same way; the weight is taken off the score")] = field(
-        default_factory=list
-    )
-    trusted_sealers: Annotated[
     ban_after: Annotated[
         NonNegative, _doc("different wrong passwords from one address, then it can't log in for a while; 0 = never")
     ] = 10
@@ -229,6 +208,27 @@ class Checks(Struct, forbid_unknown_fields=True, frozen=True):
     account_new_recipients_per_day: Annotated[
         NonNegative, _doc("addresses elsewhere that it never wrote to before, in 24 hours; 0 = unlimited")
     ] = 300
+
+
+class Checks(Struct, forbid_unknown_fields=True, frozen=True):
+    """What mail from other servers is judged by; docs/checks.md says what each check does."""
+
+    spf: Annotated[bool, _doc("may the host send for the domain of MAIL FROM (RFC 7208)")] = True
+    dkim: Annotated[bool, _doc("who signed the message (RFC 6376)")] = True
+    dmarc: Annotated[bool, _doc("does the domain in From own it, else its policy (RFC 7489); needs spf and dkim")] = (
+        True
+    )
+    arc: Annotated[bool, _doc("what forwarders saw before (RFC 8617); counts only with trusted_sealers")] = True
+    iprev: Annotated[bool, _doc("has the host a name that leads back to it; a hint")] = True
+    helo: Annotated[bool, _doc("is the name in HELO one; a hint")] = True
+    dnsbl: Annotated[
+        list[str],
+        _doc("lists of bad hosts (RFC 5782): ZONE=WEIGHT, or ZONE=127.0.0.[2..4;9]*WEIGHT for some answers"),
+    ] = field(default_factory=list)
+    dnswl: Annotated[list[str], _doc("lists of good hosts, the same way; the weight is taken off the score")] = field(
+        default_factory=list
+    )
+    trusted_sealers: Annotated[
         list[str], _doc("domains whose ARC seal lets forwarded mail through DMARC, such as of mailing lists")
     ] = field(default_factory=list)
     junk_score: Annotated[Positive, _doc("sum of the hints' weights from which mail goes to Junk")] = 5
@@ -291,21 +291,6 @@ class Outbound(Struct, forbid_unknown_fields=True, frozen=True):
     keep_connection_s: Annotated[NonNegative, _doc("how long an idle connection is kept for the next message")] = 5
     max_messages_per_connection: Annotated[Positive, _doc("then a new connection is made")] = 100
     max_queue_messages: Annotated[Positive, _doc("messages in the queue, then 452")] = 200_000
-class Provider(Struct, forbid_unknown_fields=True, frozen=True):
-    """Limits for one provider, in place of or beside those that are built in; 0 = as built in, or as for everybody."""
-
-    name: Annotated[
-        str, _doc("google, yahoo, microsoft-consumer, microsoft-365, apple, proton, gmx, or a name of your own")
-    ]
-    mx: Annotated[
-        list[str], _doc("its mail servers: names, or domains such as .example.net; not needed for a built-in one")
-    ] = field(default_factory=list)
-    max_connections: Annotated[NonNegative, _doc("connections at the same time")] = 0
-    max_messages_per_connection: Annotated[NonNegative, _doc("then a new connection is made")] = 0
-    messages_per_minute: Annotated[NonNegative, _doc("messages in any minute; 0 = no limit")] = 0
-    messages_per_hour: Annotated[NonNegative, _doc("messages in any hour; 0 = no limit")] = 0
-
-
 
 
 class Logging(Struct, forbid_unknown_fields=True, frozen=True):
@@ -341,75 +326,6 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     dns: Dns = field(default_factory=Dns)
     limits: Limits = field(default_factory=Limits)
     checks: Checks = field(default_factory=Checks)
-    warm_up_since: Annotated[
-        str, _doc("YYYY-MM-DD: the day from which a new address sends; from then on few a day, and more; empty = off")
-    ] = ""
-    warm_up_first: Annotated[Positive, _doc("messages to each provider or other destination on that first day")] = 50
-    warm_up_growth: Annotated[NonNegative, _doc("percent more on each further day")] = 50
-    warm_up_days: Annotated[Positive, _doc("after as many days there is no ceiling any more")] = 30
-
-
-class Dkim(Struct, forbid_unknown_fields=True, frozen=True):
-    """Signing keys; docs/operations.md says how one is replaced."""
-
-    overlap_s: Annotated[Positive, _doc("how long a replaced key's record must stay in DNS, for mail on its way")] = (
-        604_800
-    )
-    settle_s: Annotated[
-        NonNegative, _doc("how long a new key's record must have been seen in DNS before it signs: secondaries lag")
-    ] = 3600
-    check_interval_s: Annotated[Positive, _doc("how often DNS is asked for the records of keys")] = 3600
-
-
-class Forwarding(Struct, forbid_unknown_fields=True, frozen=True):
-    """Mail for aliases that lead to other servers."""
-
-    srs: Annotated[bool, _doc("rewrite foreign envelope senders (SRS), so that SPF passes at the next server")] = True
-    srs_domain: Annotated[
-        str, _doc("domain of rewritten senders, its MX must be this server; empty = that of the forwarding address")
-    ] = ""
-    srs_secret_file: Annotated[
-        str, _doc("its secrets, one a line, such as postsrsd's; empty = srs.secret in data_dir, made when needed")
-    ] = ""
-    srs_days: Annotated[
-        Annotated[int, Meta(ge=1, le=365)], _doc("how long a rewritten sender leads back to the original one")
-    ] = 21
-    max_senders: Annotated[
-        Positive, _doc("senders too long to be rewritten that are remembered, then the oldest go")
-    ] = 1_000_000
-    arc_seal: Annotated[bool, _doc("seal with the forwarding domain's DKIM key (RFC 8617); needs [checks] arc")] = True
-    refuse_dmarc_fail: Annotated[
-        bool, _doc("forward nothing that fails DMARC; false = only what the domain wants refused or in Junk stays")
-    ] = True
-    max_passes: Annotated[Positive, _doc("times that a message may have passed this server, then it is a loop")] = 5
-    remember_refusal_s: Annotated[
-        NonNegative, _doc("how long an address that was refused as unknown is refused here at once; 0 = not at all")
-    ] = 3600
-
-
-class Reports(Struct, forbid_unknown_fields=True, frozen=True):
-    """Daily reports between mail servers: DMARC (RFC 7489) and TLS (RFC 8460), to others and from them."""
-
-    dmarc: Annotated[
-        bool, _doc("count what mail from elsewhere does under DMARC, and report it to the domains that ask for it")
-    ] = False
-    tls: Annotated[bool, _doc("report to domains that ask for it how TLS to their servers went")] = False
-    sender: Annotated[
-        str, _doc("From address of reports; its domain needs a DKIM key. empty = postmaster@ the hostname")
-    ] = ""
-    organization: Annotated[str, _doc("who reports, in words; empty = the hostname")] = ""
-    max_per_day: Annotated[Positive, _doc("reports sent in a day, then the rest waits")] = 1000
-    receive: Annotated[
-        bool, _doc("read reports about our domains when they arrive; they are delivered all the same")
-    ] = True
-    addresses: Annotated[
-        list[str],
-        _doc("mail to these is looked into even if its header doesn't look like a report; local parts or addresses"),
-    ] = field(default_factory=lambda: ["dmarc-reports", "tls-reports"])
-    keep_days: Annotated[Positive, _doc("how long received reports are kept")] = 90
-    max_mb: Annotated[
-        Positive, _doc("size of the reports database; then the oldest reports go, and counting stops")
-    ] = 200
     rspamd: Rspamd = field(default_factory=Rspamd)
     outbound: Outbound = field(default_factory=Outbound)
     log: Logging = field(default_factory=Logging)
