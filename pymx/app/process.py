@@ -12,12 +12,14 @@ import msgspec
 
 from pymx import __version__, log
 from pymx.accounts.directory import Directory
+from pymx.app.lessons import Lessons
 from pymx.app.rooms import INVALIDATE, Notices, Rooms
 from pymx.app.runner import RunnerSide
 from pymx.app.sessions import SessionSide
 from pymx.config.check import check
 from pymx.config.load import ConfigError, load
 from pymx.config.model import Config
+from pymx.junk.build import build_teacher
 from pymx.mail.envelope import Envelope
 from pymx.mda.deliver import Mda
 from pymx.ms.store import Store
@@ -30,7 +32,7 @@ from pymx.proto.imap.render import render
 from pymx.queue.queue import Queue
 from pymx.resolver.resolver import Resolver
 from pymx.spool import Content
-from pymx.startup import Site
+from pymx.startup import Site, StartError
 
 
 class Process:
@@ -84,9 +86,19 @@ class Process:
         peers = Peers(site.runtime_dir, notices.heard)
         peers.start()
         stack.callback(peers.close)
-        store = Store(config.mail, render=render, runtime_dir=site.runtime_dir, hostname=config.hostname)
+        lessons = self._build_lessons()
+        store = Store(
+            config.mail,
+            render=render,
+            runtime_dir=site.runtime_dir,
+            hostname=config.hostname,
+            changed=lessons.changed if lessons is not None else None,
+        )
         stack.push_async_callback(store.close)
         await store.start()
+        if lessons is not None:
+            lessons.start(store)
+            stack.push_async_callback(lessons.close)
         queue = Queue(site.data_dir / "queue", config.outbound, runtime_dir=site.runtime_dir)
         stack.push_async_callback(queue.close)
         await queue.start()
@@ -102,6 +114,17 @@ class Process:
             site=site, directory=directory, peers=peers, store=store, queue=queue, mda=mda, dispatch=dispatch,
             bounce=bounce, resolver=Resolver(config.dns), notices=notices,
         )  # fmt: skip
+
+    def _build_lessons(self) -> Lessons | None:
+        """What learns from moves to and from Junk, where there are sessions. Raises StartError."""
+        config = self._site.config
+        if self._role == "runner":
+            return None
+        try:
+            teacher = build_teacher(config)
+        except OSError as e:
+            raise StartError(f"[rspamd] password_file: {e.strerror}") from None
+        return None if teacher is None else Lessons(teacher, junk_mailbox=_junk_mailbox(config))
 
     async def _serve(self) -> None:
         """Until SIGTERM; the watchdog of systemd hears from us meanwhile."""

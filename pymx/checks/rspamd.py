@@ -4,8 +4,9 @@ Its action is done: `no action` accept; `greylist` and `soft reject` 451 4.7.1; 
 `quarantine` and `discard` Junk; `reject` 550 5.7.1. Who comes back after a `greylist` is let in. An action that is not
 known here accepts, and the log names it. Header fields are added and removed as rspamd wants it.
 
-When it is down, slow or answers nonsense, `[rspamd] when_down` says what becomes of mail. The log says so once a
-minute. A message of more than `max_octets` is not shown to it and accepted: waiting would not make it smaller.
+When it is down, slow or answers nonsense, `[rspamd] when_down` says what becomes of mail. After three failures in a row
+messages don't wait for it any more: one every five seconds asks whether it is back. The log says so once a minute. A
+message of more than `max_octets` is not shown to it and accepted: waiting would not make it smaller.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import replace
 from typing import Literal
 
 from pymx import log
+from pymx.checks.breaker import Breaker
 from pymx.checks.check import Facts, Stage
 from pymx.checks.retries import Retries
 from pymx.checks.verdict import Level, Verdict
@@ -58,6 +60,7 @@ class RspamdCheck:
         self._complained: float | None = None
         self._unscanned = 0
         self._retries = Retries()
+        self._breaker = Breaker()
 
     async def run(self, stage: Stage, facts: Facts) -> Verdict:
         assert facts.content is not None
@@ -66,6 +69,10 @@ class RspamdCheck:
         origin = facts.origin
         if facts.iprev is not None and facts.iprev.result == "pass":
             origin = replace(origin, peer_name=facts.iprev.name)
+        clock = asyncio.get_running_loop().time
+        if not self._breaker.may_ask(clock()):
+            return self.unavailable(facts, "it failed several times in a row and is asked again in a few seconds")
+        answered = False
         try:
             scan = await self._rspamd.scan(
                 facts.content,
@@ -74,13 +81,20 @@ class RspamdCheck:
                 recipients=facts.recipients,
                 queue_id=facts.queue_id,
             )
+            answered = True
         except RspamdUnavailable as e:
             return self.unavailable(facts, str(e))
+        finally:
+            # also when the time for all checks is over first
+            if answered:
+                self._breaker.succeeded()
+            else:
+                self._breaker.failed(clock())
         if self._complained is not None:
             self._complained = None
             self._unscanned = 0
             _log.info("rspamd_available")
-        if scan.action == "greylist" and self._retries.came_back(facts, asyncio.get_running_loop().time()):
+        if scan.action == "greylist" and self._retries.came_back(facts, clock()):
             return replace(self._verdict(replace(scan, action="no action")), word="greylist-passed")
         return self._verdict(scan)
 

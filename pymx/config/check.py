@@ -215,6 +215,13 @@ def _checks(config: Config) -> Iterator[str]:
             )
         if rspamd.password_file:
             yield from _readable("[rspamd] password_file", rspamd.password_file)
+    if rspamd.controller_url and not _HTTP_URL.match(rspamd.controller_url):
+        expected = "expected http://HOST:PORT such as http://127.0.0.1:11334"
+        yield _error("[rspamd] controller_url", rspamd.controller_url, expected)
+    if rspamd.controller_url and not rspamd.url:
+        yield _error(
+            "[rspamd] controller_url", rspamd.controller_url, "teaches an rspamd that is not asked: set url too"
+        )
 
 
 def _outbound(config: Config) -> Iterator[str]:

@@ -239,7 +239,13 @@ class Rspamd(Struct, forbid_unknown_fields=True, frozen=True):
     """The spam filter rspamd, if there is one."""
 
     url: Annotated[str, _doc("its normal worker, such as http://127.0.0.1:11333; empty = off")] = ""
-    password_file: Annotated[str, _doc("file with the worker's password; empty = none")] = ""
+    controller_url: Annotated[
+        str,
+        _doc(
+            "its controller, such as http://127.0.0.1:11334, which learns what users move to and from Junk; empty = off"
+        ),
+    ] = ""
+    password_file: Annotated[str, _doc("file with the password of worker and controller; empty = none")] = ""
     timeout_s: Annotated[Positive, _doc("wait for its answer; at most [checks] timeout_s")] = 8
     max_octets: Annotated[Positive, _doc("larger messages are not shown to it; at most its max_message")] = 52_428_800
     when_down: Annotated[

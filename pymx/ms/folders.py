@@ -215,6 +215,13 @@ def _move_control(home: Home, old: Levels, new: Levels) -> None:
         home.disk.sync_directory(directory)
 
 
+def special_use(home: Home, layout: Layout, levels: Levels, special: dict[str, str]) -> str:
+    """The special use of one mailbox (RFC 6154): what CREATE gave it, else what the settings give its name."""
+    with home.index.read() as db:
+        row = db.execute("SELECT special_use FROM mailbox WHERE name=?", (storage_name(levels),)).fetchone()
+    return (row[0] if row else "") or special.get(layout.name(levels), "")
+
+
 def listing(home: Home, layout: Layout, special: dict[str, str]) -> list[Folder]:
     """All folders there are or that are subscribed, by name; INBOX first."""
     there = set(layout.mailboxes(home.root))

@@ -20,6 +20,7 @@ from pymx.mail.threads import Forest
 from pymx.ms import copying, delivering, flagging, letters, names, reading, removing, rows, searching, sorting, view
 from pymx.ms.account import Account
 from pymx.ms.box import Box
+from pymx.ms.change import Change
 from pymx.ms.errors import NoSuchMailbox, ReadOnly
 from pymx.ms.index import FLAGGED
 from pymx.ms.measure import to_wire, wire_chunks, wire_size
@@ -379,14 +380,34 @@ class Mailbox:
     async def copy(self, uids: Sequence[int], target: str) -> Copied:
         """COPY to another mailbox of this account."""
 
-        def copy(account: Account) -> Copied:
+        def copy(account: Account) -> tuple[Copied, Change | None]:
             if self.owner.quota_octets:
                 with self._box.home.index.read() as db:
                     octets = sum(row[4] for row in rows.select(db, self._low, uids))
                 self._store.check_room(account, self.owner, octets)
-            return self._copy(account, uids, target)
+            uses = self._uses(account, target)
+            copied = self._copy(account, uids, target)
+            return copied, self._change(copied, target, uses)
 
-        return await self._run(copy, bulk=len(uids) > _BULK_MESSAGES)
+        copied, change = await self._run(copy, bulk=len(uids) > _BULK_MESSAGES)
+        self._tell(change)
+        return copied
+
+    def _uses(self, account: Account, target: str) -> tuple[str, str]:
+        """The special uses of source and target; looked up first, since what is done must not fail afterwards."""
+        if self._store.changed is None:
+            return "", ""
+        return self._store.special_use(account, self.name), self._store.special_use(account, target)
+
+    def _change(self, copied: Copied, target: str, uses: tuple[str, str]) -> Change | None:
+        """What is told of a COPY or MOVE."""
+        if not copied.target_uids:
+            return None
+        return Change(self.owner, self.name, target, *uses, copied.uidvalidity, tuple(copied.target_uids))
+
+    def _tell(self, change: Change | None) -> None:
+        if change is not None and self._store.changed is not None:
+            self._store.changed(change)
 
     def _copy(self, account: Account, uids: Sequence[int], target: str) -> Copied:
         box = account.box(self._store.levels(target))
@@ -402,12 +423,15 @@ class Mailbox:
         """MOVE: copied and synced, then removed here (RFC 6851). A crash between leaves both, never neither."""
         self._writable()
 
-        def move(account: Account) -> Copied:
+        def move(account: Account) -> tuple[Copied, Change | None]:
+            uses = self._uses(account, target)
             copied = self._copy(account, uids, target)
             removing.expunge(self._box, copied.source_uids, only_deleted=False)
-            return copied
+            return copied, self._change(copied, target, uses)
 
-        return await self._run(move, bulk=len(uids) > _BULK_MESSAGES)
+        copied, change = await self._run(move, bulk=len(uids) > _BULK_MESSAGES)
+        self._tell(change)
+        return copied
 
     # Watching
 

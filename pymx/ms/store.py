@@ -24,6 +24,7 @@ from pymx.config import model
 from pymx.ms import appending, arrive, copying, delivering, flagging, folders, names, removing
 from pymx.ms.account import Account
 from pymx.ms.box import Box
+from pymx.ms.change import Changed
 from pymx.ms.disk import Disk
 from pymx.ms.dovecotplace import control_root
 from pymx.ms.errors import MailboxExists, NoSuchMailbox, OverQuota, StoreError, translated
@@ -124,8 +125,10 @@ class Store:
         hostname: str,
         disk: Disk | None = None,
         boot: str = "",
+        changed: Changed | None = None,
     ) -> None:
         self._mail = mail
+        self.changed = changed
         self.separator = mail.separator
         self.render = render
         self._root = os.fsencode(mail.root)
@@ -490,3 +493,7 @@ class Store:
 
     def levels(self, name: str) -> tuple[str, ...]:
         return self._layout.levels(name)
+
+    def special_use(self, account: Account, name: str) -> str:
+        """The special use of a mailbox; in a thread."""
+        return folders.special_use(account.home, self._layout, self._layout.levels(name), self._mail.folders)

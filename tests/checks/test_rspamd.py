@@ -8,12 +8,14 @@ import json
 import shutil
 from collections.abc import AsyncIterator, Iterator
 
+import msgspec
 import pytest
 from checks_rig import ALICE, OTHER_IP, Rig, Start, letter, results
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.rspamd import RealRspamd
 
+from pymx.checks.breaker import Breaker
 from pymx.checks.check import Facts
 from pymx.checks.retries import AFTER_S, Retries
 from pymx.config.model import Checks, Rspamd
@@ -354,3 +356,34 @@ def test_who_comes_back_has_passed_greylisting() -> None:
     assert not came(AFTER_S, peer="2001:db8::1")
     assert came(3 * AFTER_S, peer="2001:db8::ffff")
     assert not came(10 * 86400)
+
+
+async def test_after_failures_in_a_row_messages_do_not_wait_for_it(checked: Start) -> None:
+    """Three wait for a hanging rspamd, the fourth does not; one line in the log for all."""
+    async with stand_in() as (standing, url):
+        standing.answer = None
+        async with checked(
+            checks=msgspec.structs.replace(QUIET, timeout_s=3), rspamd=Rspamd(url=url, timeout_s=1)
+        ) as rig:
+            for _ in range(5):
+                assert (await rig.send(letter()))[0] == 250
+            waited = [line["duration_ms"] for line in rig.lines("message_checked")]
+            assert [ms > 900 for ms in waited] == [True, True, True, False, False]
+            assert len(standing.requests) == 3
+            assert len(rig.lines("rspamd_unavailable")) == 1
+
+
+def test_an_open_breaker_lets_one_ask_in_each_pause() -> None:
+    """The pause begins when the last try ended; a success closes the circuit at once."""
+    breaker = Breaker(failures=2, pause_s=5)
+    breaker.failed(0)
+    assert breaker.may_ask(0)
+    breaker.succeeded()
+    breaker.failed(1)
+    assert breaker.may_ask(1)
+    breaker.failed(2)
+    assert [breaker.may_ask(now) for now in (2, 6.9, 7, 7.1, 11, 12)] == [False, False, True, False, False, True]
+    breaker.failed(20)
+    assert [breaker.may_ask(now) for now in (21, 25)] == [False, True]
+    breaker.succeeded()
+    assert breaker.may_ask(25)

@@ -1,0 +1,22 @@
+"""Who learns what users move to and from Junk, by the configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pymx.config.model import Config
+from pymx.junk.learn import Teacher
+
+
+def build_teacher(config: Config) -> Teacher | None:
+    """rspamd's controller if there is one. Raises OSError when the password file can't be read."""
+    settings = config.rspamd
+    if not (settings.url and settings.controller_url):
+        return None
+    # here, because it loads an HTTP library that nobody else needs
+    from pymx.junk.controller import RspamdTeacher
+
+    password = Path(settings.password_file).read_text().strip() if settings.password_file else ""
+    return RspamdTeacher(
+        settings.controller_url, password=password, timeout_s=settings.timeout_s, max_octets=settings.max_octets
+    )
