@@ -147,6 +147,26 @@ class Imap(Struct, forbid_unknown_fields=True, frozen=True):
     max_line_octets: Annotated[Positive, _doc("length of a command without its literals")] = 65_536
     max_errors: Annotated[Positive, _doc("bad commands in a row, or failed logins, then BYE")] = 20
 
+    max_login_octets: Annotated[Positive, _doc("length of a command, and of what waits behind it, before login")] = (
+        16_384
+    )
+    max_waiting_octets: Annotated[Positive, _doc("further commands taken in while one runs, per session")] = 131_072
+    max_swallowed_octets: Annotated[
+        Positive, _doc("a refused literal is read up to this size, or to max_message_octets; above, the session ends")
+    ] = 209_715_200
+    max_header_octets: Annotated[Positive, _doc("size of the header block of a message being appended")] = 1_048_576
+    append_memory_octets: Annotated[
+        Positive, _doc("a message being appended is in memory up to this size, in a file above it")
+    ] = 65_536
+    max_kept_octets: Annotated[
+        NonNegative, _doc("memory for messages that are being fetched in pieces, per process and listener")
+    ] = 67_108_864
+    background_commands: Annotated[
+        NonNegative,
+        _doc("background fetches of phones are put off while more commands than this run, per process and listener"),
+    ] = 50
+    max_metadata_value_octets: Annotated[Positive, _doc("size of one value of METADATA (RFC 5464)")] = 65_536
+    max_metadata_octets: Annotated[Positive, _doc("size of all METADATA of an account, names included")] = 1_048_576
 
 class Lmtp(Struct, forbid_unknown_fields=True, frozen=True):
     """Local delivery for other programs (RFC 2033)."""

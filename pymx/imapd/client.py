@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Protocol
 from pymx.imapd.namespace import Namespace
 from pymx.ms.mailbox import Changes, Mailbox
 from pymx.ms.owner import Owner
-from pymx.proto.imap.rows import Row, RowFormat, numbers
+from pymx.proto.imap.rows import NO_RECENT, Row, RowFormat, numbers
 from pymx.proto.imap.sequence import SequenceSet, runs, select
 
 if TYPE_CHECKING:
     from pymx.imapd.server import ImapServer
 
 CHUNK = 65_536
-MAX_KEPT_OCTETS = 67_108_864  # of messages being fetched piece by piece, all sessions of a listener together
 _SYSTEM_FLAGS = b"\\Answered \\Flagged \\Deleted \\Seen \\Draft"
 
 
@@ -79,11 +78,13 @@ class Client:
         "owner",
         "peer_ip",
         "qresync",
+        "rev2",
         "saved",
         "secure",
         "server",
         "synchronized",
         "tag",
+        "uidonly",
         "utf8",
         "wire",
     )
@@ -102,7 +103,9 @@ class Client:
         self.qresync = False
         self.synchronized = 0  # the modseq up to which the client has been told everything
         self._behind = False  # it was told less than that of what it saw
-        self.utf8 = False  # UTF8=ACCEPT (RFC 9755) is enabled
+        self.utf8 = False  # UTF8=ACCEPT (RFC 9755) or IMAP4rev2 is enabled
+        self.rev2 = False  # IMAP4rev2 (RFC 9051) is enabled
+        self.uidonly = False  # UIDONLY (RFC 9586) is enabled: sequence numbers are never spoken of
         self.saved: Sequence[int] = ()  # UIDs of the last search with SAVE (RFC 5182)
         self.leaving = ""  # why the session ends after this command
         self.kept: tuple[int, bytes] | None = None  # a large message that is being fetched piece by piece
@@ -151,7 +154,7 @@ class Client:
     def keep_message(self, uid: int, octets: bytes) -> None:
         """Hold a large message for the next piece of it, as long as all sessions together hold little enough."""
         self.forget_message()
-        if self.server.kept_octets + len(octets) <= MAX_KEPT_OCTETS:
+        if self.server.kept_octets + len(octets) <= self.server.imap.max_kept_octets:
             self.kept = (uid, octets)
             self.server.kept_octets += len(octets)
 
@@ -224,20 +227,31 @@ class Client:
     def write_counts(self) -> None:
         mailbox = self.selected
         view = mailbox.uids
-        self.write(b"* %d EXISTS\r\n* %d RECENT\r\n" % (len(view), len(view) - bisect_left(view, mailbox.first_recent)))
+        self.write(b"* %d EXISTS\r\n" % len(view))
+        if not self.rev2:
+            self.write(b"* %d RECENT\r\n" % (len(view) - bisect_left(view, mailbox.first_recent)))
+
+    def form(self, items: Sequence[str], *, tail: bytes = b")\r\n") -> RowFormat:
+        """FETCH responses of the selected mailbox with these items, as this client knows them."""
+        mailbox = self.selected
+        first_recent = NO_RECENT if self.rev2 else mailbox.first_recent
+        response = b"UIDFETCH" if self.uidonly else b"FETCH"
+        return RowFormat(items, mailbox.keywords, first_recent, tail=tail, response=response)
+
+    def numbers(self, rows: Sequence[Row]) -> Sequence[int]:
+        """What rows are called in responses: their sequence numbers, or with UIDONLY their UIDs."""
+        return [row[0] for row in rows] if self.uidonly else numbers(self.selected.uids, rows)
 
     def write_rows(self, rows: Sequence[Row], *, with_uid: bool, with_flags: bool = True) -> None:
         """FETCH responses with the flags of rows."""
         if not rows or not (with_flags or self.condstore):
             return
-        items = ["UID"] if with_uid else []
+        items = ["UID"] if with_uid and not self.uidonly else []
         if self.condstore:
             items.append("MODSEQ")
         if with_flags:
             items.append("FLAGS")
-        mailbox = self.selected
-        form = RowFormat(items, mailbox.keywords, mailbox.first_recent)
-        self.write(b"".join(form.lines(numbers(mailbox.uids, rows), rows)))
+        self.write(b"".join(self.form(items).lines(self.numbers(rows), rows)))
 
     async def tell_changes(self, *, expunge: bool) -> None:
         """Move the view to what the mailbox is now and say so (RFC 3501 s. 5.2, 7.4.1).
@@ -269,8 +283,8 @@ class Client:
         """Sequence numbers in the view `before`, descending."""
         if not numbers:
             return
-        if self.qresync:
-            # RFC 7162 s. 3.2.10: VANISHED takes the place of EXPUNGE
+        if self.qresync or self.uidonly:
+            # RFC 7162 s. 3.2.10, RFC 9586 s. 3.4: VANISHED takes the place of EXPUNGE
             self.write(b"* VANISHED %b\r\n" % runs(before[number - 1] for number in reversed(numbers)))
         else:
             self.write(b"".join([b"* %d EXPUNGE\r\n" % number for number in numbers]))
@@ -282,5 +296,5 @@ class Client:
             self.write_flags()
         if changes.arrived:
             self.write_counts()
-        # RFC 7162 s. 3.2.4: with CONDSTORE the UID helps a client to find the message
-        self.write_rows(changes.flagged, with_uid=self.condstore)
+        # RFC 7162 s. 3.2.4: with CONDSTORE the UID helps a client to find the message; RFC 9051 s. 7.5.2
+        self.write_rows(changes.flagged, with_uid=self.condstore or self.rev2)

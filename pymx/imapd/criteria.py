@@ -10,6 +10,7 @@ import time
 from pymx.imapd.client import Client
 from pymx.mail.search import Criterion
 from pymx.proto.imap.commands.search import Known, Ranges, SearchKey, resolve, wanted_ids
+from pymx.proto.imap.errors import Bad
 from pymx.proto.imap.sequence import SequenceSet, ranges_of
 
 
@@ -20,6 +21,8 @@ async def criterion(client: Client, key: SearchKey) -> Criterion:
     def ranges(messages: SequenceSet, by_uid: bool) -> Ranges:
         if messages.saved:
             return tuple(ranges_of(client.saved_uids()))
+        if client.uidonly and not by_uid:
+            raise Bad("Sequence numbers are not known here", code="UIDREQUIRED")  # RFC 9586 s. 3.1
         positions = messages.uids(view) if by_uid else messages.numbers(view)
         return tuple((view[start], view[stop - 1]) for start, stop in positions)
 

@@ -63,7 +63,10 @@ class ImapServer:
 
     def sink(self) -> AppendSink:
         """A new place for a message that is being appended."""
-        return AppendSink(self.spool_dir)
+        imap = self.imap
+        return AppendSink(
+            self.spool_dir, memory_octets=imap.append_memory_octets, max_header_octets=imap.max_header_octets
+        )
 
     def login_allowed(self, peer_ip: str, *, secure: bool) -> bool:
         """Whether a password may be sent now."""

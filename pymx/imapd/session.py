@@ -33,9 +33,6 @@ STILL_HERE_S = 120.0
 KEEP_MESSAGE_S = 10.0
 IN_PROGRESS_S = 10.0
 _STREAMED = frozenset({b"FETCH", b"UID FETCH"})  # stop within a literal, where no line may come between
-_MAX_WAITING = 131_072  # octets of further commands taken in while one runs
-_MAX_BEFORE_LOGIN = 16_384  # octets of a command, and of what waits behind it, from somebody unknown
-_MAX_SWALLOWED = 4  # times the size of the largest message: what is read of a literal nobody wants
 
 
 class Session(asyncio.Protocol):
@@ -73,7 +70,7 @@ class Session(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
         self._receiver = Receiver(
-            max_line_octets=min(_MAX_BEFORE_LOGIN, server.imap.max_line_octets), make_sink=server.sink
+            max_line_octets=min(server.imap.max_login_octets, server.imap.max_line_octets), make_sink=server.sink
         )
         self._compression: Compression | None = None
         self._idle_tag: bytes | None = None
@@ -96,6 +93,9 @@ class Session(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
+        peer_ip = peer[0] if isinstance(peer, tuple) else ""
+        server = self._server
+        self._client = Client(server, self, peer_ip, secure=server.implicit_tls)
         refusal = server.limits.refuses(peer_ip) if server.limits is not None else None
         if refusal is not None:
             server.log.info("connection_refused", peer_ip=peer_ip, listener="imap", reason=refusal.reason)
@@ -103,9 +103,6 @@ class Session(asyncio.Protocol):
             self._transport.write(b"* BYE [UNAVAILABLE] %b.\r\n" % refusal.text.encode())
             self._end(refusal.reason)
             return
-        peer_ip = peer[0] if isinstance(peer, tuple) else ""
-        server = self._server
-        self._client = Client(server, self, peer_ip, secure=server.implicit_tls)
         if not server.caps.enter(peer_ip):
             self._transport.write(b"* BYE [UNAVAILABLE] Too many connections.\r\n")
             self._end("too many connections")
@@ -131,7 +128,8 @@ class Session(asyncio.Protocol):
             return
         if self._line is not None and not self._line.done():
             self._line.set_result(None)
-        limit = _MAX_BEFORE_LOGIN if self._client.owner is None else _MAX_WAITING
+        imap = self._server.imap
+        limit = imap.max_login_octets if self._client.owner is None else imap.max_waiting_octets
         if (
             self._receiver.buffered_octets + waiting > limit
             and not self._reading_paused
@@ -308,6 +306,8 @@ class Session(asyncio.Protocol):
             if self._compression is not None:
                 self._compression.rest()
 
+    def shutdown(self) -> None:
+        """BYE now, or after the command that runs."""
         self._leave("shutdown")
 
     @property
@@ -319,8 +319,6 @@ class Session(asyncio.Protocol):
         self._leave("account changed")
 
     def _leave(self, reason: str) -> None:
-    def shutdown(self) -> None:
-        """BYE now, or after the command that runs."""
         if self._task is None or self._line is not None:
             self._bye(_GOODBYES[reason], reason)
         else:
@@ -494,9 +492,11 @@ class Session(asyncio.Protocol):
             self._reply_bad(tag, f"{request.name.decode()} is not possible in this state")
             return
         try:
+            if command.by_number and client.uidonly:
+                raise Bad("Only the UID form is possible", code="UIDREQUIRED")  # RFC 9586 s. 3.1
             done = await self._run(command, request)
         except Bad as error:
-            self._reply_bad(tag, error.text)
+            self._reply_bad(tag, f"[{error.code}] {error.text}" if error.code else error.text)
         except No as error:
             client.write(b"%b %b\r\n" % (tag, no_text(error)))
             if client.owner is None:
@@ -525,7 +525,7 @@ class Session(asyncio.Protocol):
 
     async def _run(self, command: Command, request: Request) -> bytes:
         client = self._client
-        request.arguments.utf8 = client.utf8
+        request.arguments.utf8, request.arguments.rev2 = client.utf8, client.rev2
         self._slow_since = 0.0 if request.name in _STREAMED else self._loop.time()
         try:
             done = await command.act(client, request.arguments)
@@ -537,5 +537,5 @@ class Session(asyncio.Protocol):
             limit = self._server.mail.max_message_octets
             self._receiver.max_line_octets = self._server.imap.max_line_octets
             self._receiver.append_limit = limit
-            self._receiver.swallow_limit = _MAX_SWALLOWED * limit
+            self._receiver.swallow_limit = max(limit, self._server.imap.max_swallowed_octets)
         return done

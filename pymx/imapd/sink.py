@@ -8,19 +8,18 @@ from pathlib import Path
 from pymx.proto.imap.errors import No
 from pymx.spool import Content, HeaderTooLong, SpoolWriter
 
-# Several messages may come in one command, so each holds little memory.
-MEMORY_OCTETS = 65_536
-MAX_HEADER_OCTETS = 1_048_576
-
 
 class AppendSink:
-    """A message being collected. What goes wrong is kept, since the rest of the literal still has to be read."""
+    """A message being collected. What goes wrong is kept, since the rest of the literal still has to be read.
+
+    Several messages may come in one command, so each should hold little memory (`memory_octets`).
+    """
 
     __slots__ = ("_refused", "_writer")
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, memory_octets: int, max_header_octets: int) -> None:
         self._writer: SpoolWriter | None = SpoolWriter(
-            directory, memory_octets=MEMORY_OCTETS, max_header_octets=MAX_HEADER_OCTETS
+            directory, memory_octets=memory_octets, max_header_octets=max_header_octets
         )
         self._refused: No | None = None
 

@@ -98,6 +98,12 @@ class Account:
                 box = self._boxes[levels] = Box(self.home, levels, path, reconcile, morekeywords.write)
             return box
 
+    def guid(self, levels: Levels) -> str:
+        """The mailbox's GUID as the index knows it; "" if it does not."""
+        with self.home.index.read() as db:
+            found = db.execute("SELECT guid FROM mailbox WHERE name=?", (storage_name(levels),)).fetchone()
+        return found[0] if found else ""
+
     def make_inbox(self) -> None:
         """The account's own directory and the mailbox in it."""
         self._make_roots()

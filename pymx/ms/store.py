@@ -13,7 +13,7 @@ import asyncio
 import functools
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from pymx import log, metrics
 from pymx.config import model
-from pymx.ms import appending, arrive, copying, delivering, flagging, folders, names, removing
+from pymx.ms import appending, arrive, attributes, copying, delivering, flagging, folders, names, removing
 from pymx.ms.account import Account
 from pymx.ms.box import Box
 from pymx.ms.change import Changed
@@ -435,7 +435,10 @@ class Store:
         levels = self._layout.levels(name)
 
         def delete(account: Account) -> bytes:
-            return folders.delete(account.home, self._layout, levels)
+            guid = account.guid(levels)
+            trash = folders.delete(account.home, self._layout, levels)
+            attributes.forget(account.home, guid)
+            return trash
 
         trash = await self.run(owner, delete)
         await self.run(owner, lambda _: folders.purge(trash), bulk=True)
@@ -465,6 +468,20 @@ class Store:
     async def unsubscribe(self, owner: Owner, name: str) -> None:
         levels = self._layout.levels(name)
         await self.run(owner, lambda account: account.subscribe(levels, subscribe=False))
+
+    # Attributes
+
+    async def attributes(self, owner: Owner, name: str) -> dict[str, bytes]:
+        """Entries of METADATA (RFC 5464) by name; of the account itself if the mailbox's name is empty."""
+        levels = self._layout.levels(name or INBOX[0])
+        return await self.run(owner, lambda account: attributes.of_mailbox(account, levels, server=not name))
+
+    async def set_attributes(
+        self, owner: Owner, name: str, values: Mapping[str, bytes | None], *, max_octets: int
+    ) -> None:
+        """Change entries (None: take away), durably; LimitReached if the account would have more than `max_octets`."""
+        change = attributes.Change(self._layout.levels(name or INBOX[0]), not name, values, max_octets)
+        await self.run(owner, change.make)
 
     # Mailboxes
 

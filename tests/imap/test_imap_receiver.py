@@ -40,6 +40,9 @@ def told(event: object) -> object:
             rest.append(cursor.literal())
         elif cursor.skip(b" "):
             continue
+        elif cursor.peek() in b"()":
+            rest.append(bytes([cursor.peek()]))
+            cursor.expect(rest[-1])
         else:
             rest.append(cursor.astring())
     return (event.tag, event.name, rest)
@@ -74,6 +77,29 @@ CASES = [
     # REPLACE (RFC 8508) brings a message too, and literal8 (RFC 3516) may hold NUL
     (b"a uid replace 4 x {5+}\r\nhello\r\n", [(b"a", b"UID REPLACE", [b"4", b"x", [b"hello"]])]),
     (b"a replace 4 {1+}\r\nx {5}\r\nhello\r\n", ["+", (b"a", b"REPLACE", [b"4", b"x", [b"hello"]])]),
+    # CATENATE (RFC 4469): texts go where messages go, URLs don't, whatever the mailbox is called
+    (
+        b"a append x catenate (url {3+}\r\n/;1 text {2+}\r\nhi url {2}\r\nyo text {1}\r\n!)\r\n",
+        [
+            "+",
+            "+",
+            (
+                b"a",
+                b"APPEND",
+                [b"x", b"catenate", b"(", b"url", b"/;1", b"text", [b"hi"], b"url", b"yo", b"text", [b"!"], b")"],
+            ),
+        ],
+    ),
+    (b"a append url {2+}\r\nhi\r\n", [(b"a", b"APPEND", [b"url", [b"hi"]])]),
+    (
+        b"a replace 1 x catenate (url {3+}\r\n/;1 text {2+}\r\nhi)\r\n",
+        [(b"a", b"REPLACE", [b"1", b"x", b"catenate", b"(", b"url", b"/;1", b"text", [b"hi"], b")"])],
+    ),
+    (b"a append x catenate (url {300}\r\n", [BAD_LITERAL]),
+    (
+        b"a setmetadata {1+}\r\nx (/a ~{2+}\r\n\x00b)\r\n",
+        [(b"a", b"SETMETADATA", [b"x", b"(", b"/a", b"~", b"\x00b", b")"])],
+    ),
     (b"a append x ~{5+}\r\nhe\x00lo\r\n", [(b"a", b"APPEND", [b"x", b"~", [b"he\x00lo"]])]),
     (
         b"a APPEND x {2+}\r\nhi {3+}\r\nyou\r\nb noop\r\n",

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pymx.imapd.commands import TABLE
 from pymx.imapd.namespace import Namespace
 from pymx.mail import search
-from pymx.proto.imap.commands.append import parse_append
+from pymx.proto.imap.commands.acl import parse_about_identifier, parse_setacl
+from pymx.proto.imap.commands.append import UrlPart, parse_append
 from pymx.proto.imap.commands.compress import parse_compress
 from pymx.proto.imap.commands.copy import parse_copy, parse_uid_copy
 from pymx.proto.imap.commands.expunge import parse_uid_expunge
@@ -21,6 +22,7 @@ from pymx.proto.imap.commands.folder import parse_create, parse_mailbox, parse_r
 from pymx.proto.imap.commands.identity import parse_enable, parse_id
 from pymx.proto.imap.commands.list import ListMailboxes, matcher, parse_list, parse_lsub
 from pymx.proto.imap.commands.login import parse_authenticate, parse_login
+from pymx.proto.imap.commands.metadata import metadata_response, parse_getmetadata, parse_setmetadata
 from pymx.proto.imap.commands.plain import parse_nothing
 from pymx.proto.imap.commands.quota import parse_getquota
 from pymx.proto.imap.commands.replace import parse_replace, parse_uid_replace
@@ -48,6 +50,7 @@ from pymx.proto.imap.section import Section
 from pymx.proto.imap.sequence import SequenceSet, runs, select
 
 PARSERS = [
+    parse_about_identifier,
     parse_append,
     parse_authenticate,
     parse_compress,
@@ -56,6 +59,7 @@ PARSERS = [
     parse_enable,
     parse_examine,
     parse_fetch,
+    parse_getmetadata,
     parse_getquota,
     parse_id,
     parse_list,
@@ -67,6 +71,8 @@ PARSERS = [
     parse_replace,
     parse_search,
     parse_select,
+    parse_setacl,
+    parse_setmetadata,
     parse_status,
     parse_store,
     parse_uid_copy,
@@ -80,7 +86,7 @@ WORDS = st.sampled_from(
     b"|-FLAGS.SILENT|\\Seen|$kw|RETURN (|STATUS|MIN|NOT|OR|UID|KEYWORD|SINCE|1-Feb-2020|CHARSET|UTF-8|X|NIL|INBOX"
     b"|{3}\r\n|%|&|&AOQ-|SUBSCRIBED|RECURSIVEMATCH|(CHANGEDSINCE|(UNCHANGEDSINCE|MODSEQ|99999999999999999999|MESSAGES"
     b"|$|QRESYNC (|VANISHED|PARTIAL|-1:-2|(LAZY)|PREVIEW|BINARY[|BINARY.SIZE[|YOUNGER|EMAILID"
-    b"|USE (|UTF8 (|~{3}\r\n".split(b"|")
+    b"|USE (|UTF8 (|~{3}\r\n|CATENATE (|URL|TEXT|/private/comment|DEPTH|MAXSIZE|infinity".split(b"|")
 )
 
 
@@ -307,6 +313,29 @@ def test_strings_round_trip(text: bytes) -> None:
         cursor = Cursor(head + b"}\r\n", [literal]) if written.startswith(b"{") else Cursor(written)
         assert cursor.astring() == text
         cursor.end()
+
+
+@given(st.dictionaries(st.text('ab/ü\\"', min_size=1, max_size=8), st.none() | st.binary(max_size=20), max_size=3))
+def test_metadata_round_trip(values: dict[str, bytes | None]) -> None:
+    """RFC 5464 s. 5: what is written as a response is what SETMETADATA would take, name and values."""
+    items = [("/private/" + name.encode().hex(), value) for name, value in values.items()]
+    text = metadata_response(b"INBOX", items)
+    literals = [value for _, value in items if value is not None]
+    pieces = text.removeprefix(b"* METADATA ").removesuffix(b"\r\n")
+    for value in literals:
+        pieces = pieces.replace(b"}\r\n" + value, b"}\r\n", 1) if b"}\r\n" + value in pieces else pieces
+    kept = [value for value in literals if not string(value).startswith(b'"')]
+    if items:
+        assert dict(parse_setmetadata(Cursor(b" " + pieces, kept)).values) == dict(items)
+
+
+def test_catenate_of_more_parts_than_allowed_is_bad() -> None:
+    """Each part may be a file to read."""
+    text = b" x CATENATE (" + b" ".join([b'URL "/INBOX/;UID=1"'] * 129) + b")"
+    with pytest.raises(Bad):
+        parse_append(Cursor(text))
+    found = parse_append(Cursor(text.replace(b' URL "/INBOX/;UID=1")', b")"))).messages[0].content
+    assert found == (UrlPart("/INBOX/;UID=1"),) * 128
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20))

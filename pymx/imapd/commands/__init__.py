@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from pymx.imapd.client import Client, State
 from pymx.imapd.commands import (
+    acl,
     append,
     compress,
     copy,
@@ -22,6 +23,7 @@ from pymx.imapd.commands import (
     idle,
     list,
     login,
+    metadata,
     quota,
     replace,
     search,
@@ -32,6 +34,7 @@ from pymx.imapd.commands import (
     store,
     thread,
 )
+from pymx.proto.imap.commands import acl as acl_syntax
 from pymx.proto.imap.commands import append as append_syntax
 from pymx.proto.imap.commands import compress as compress_syntax
 from pymx.proto.imap.commands import copy as copy_syntax
@@ -41,6 +44,7 @@ from pymx.proto.imap.commands import folder as folder_syntax
 from pymx.proto.imap.commands import identity as identity_syntax
 from pymx.proto.imap.commands import list as list_syntax
 from pymx.proto.imap.commands import login as login_syntax
+from pymx.proto.imap.commands import metadata as metadata_syntax
 from pymx.proto.imap.commands import quota as quota_syntax
 from pymx.proto.imap.commands import replace as replace_syntax
 from pymx.proto.imap.commands import search as search_syntax
@@ -71,6 +75,7 @@ class Command:
     act: Callable[[Client, Cursor], Awaitable[bytes]]
     states: State
     changes: Changes
+    by_number: bool = False  # it speaks of sequence numbers, which UIDONLY (RFC 9586) forbids
 
 
 def _row(
@@ -78,11 +83,13 @@ def _row(
     run: Callable[[Client, Arguments], Awaitable[bytes]],
     states: State,
     changes: Changes = Changes.NONE,
+    *,
+    by_number: bool = False,
 ) -> Command:
     async def act(client: Client, cursor: Cursor) -> bytes:
         return await run(client, parse(cursor))
 
-    return Command(act, states, changes)
+    return Command(act, states, changes, by_number)
 
 
 _ANY = State.NOT_AUTHENTICATED | State.AUTHENTICATED | State.SELECTED
@@ -116,6 +123,13 @@ TABLE: Mapping[bytes, Command] = {
     b"STATUS": _row(status_syntax.parse_status, status.status, _AFTER, Changes.ALL),
     b"GETQUOTA": _row(quota_syntax.parse_getquota, quota.getquota, _AFTER, Changes.ALL),
     b"GETQUOTAROOT": _row(folder_syntax.parse_mailbox, quota.getquotaroot, _AFTER, Changes.ALL),
+    b"GETMETADATA": _row(metadata_syntax.parse_getmetadata, metadata.getmetadata, _AFTER, Changes.ALL),
+    b"SETMETADATA": _row(metadata_syntax.parse_setmetadata, metadata.setmetadata, _AFTER, Changes.ALL),
+    b"MYRIGHTS": _row(folder_syntax.parse_mailbox, acl.myrights, _AFTER, Changes.ALL),
+    b"GETACL": _row(folder_syntax.parse_mailbox, acl.refuse, _AFTER, Changes.ALL),
+    b"SETACL": _row(acl_syntax.parse_setacl, acl.refuse, _AFTER, Changes.ALL),
+    b"DELETEACL": _row(acl_syntax.parse_about_identifier, acl.refuse, _AFTER, Changes.ALL),
+    b"LISTRIGHTS": _row(acl_syntax.parse_about_identifier, acl.refuse, _AFTER, Changes.ALL),
     b"APPEND": _row(append_syntax.parse_append, append.append, _AFTER, Changes.ALL),
     b"IDLE": _row(parse_nothing, idle.idle, _AFTER),
     # in a mailbox
@@ -124,21 +138,21 @@ TABLE: Mapping[bytes, Command] = {
     b"UNSELECT": _row(parse_nothing, select.unselect, _SELECTED),
     b"EXPUNGE": _row(expunge_syntax.parse_expunge, expunge.expunge, _SELECTED, Changes.ALL),
     b"UID EXPUNGE": _row(expunge_syntax.parse_uid_expunge, expunge.expunge, _SELECTED, Changes.ALL),
-    b"SEARCH": _row(search_syntax.parse_search, search.search, _SELECTED, Changes.NO_EXPUNGE),
+    b"SEARCH": _row(search_syntax.parse_search, search.search, _SELECTED, Changes.NO_EXPUNGE, by_number=True),
     b"UID SEARCH": _row(search_syntax.parse_uid_search, search.search, _SELECTED, Changes.ALL),
     # RFC 5256 s. 3: what is asked of SEARCH about EXPUNGE is asked of these too
-    b"SORT": _row(sort_syntax.parse_sort, sort.sort, _SELECTED, Changes.NO_EXPUNGE),
+    b"SORT": _row(sort_syntax.parse_sort, sort.sort, _SELECTED, Changes.NO_EXPUNGE, by_number=True),
     b"UID SORT": _row(sort_syntax.parse_uid_sort, sort.sort, _SELECTED, Changes.ALL),
-    b"THREAD": _row(thread_syntax.parse_thread, thread.thread, _SELECTED, Changes.NO_EXPUNGE),
+    b"THREAD": _row(thread_syntax.parse_thread, thread.thread, _SELECTED, Changes.NO_EXPUNGE, by_number=True),
     b"UID THREAD": _row(thread_syntax.parse_uid_thread, thread.thread, _SELECTED, Changes.ALL),
-    b"FETCH": _row(fetch_syntax.parse_fetch, fetch.fetch, _SELECTED, Changes.NO_EXPUNGE),
+    b"FETCH": _row(fetch_syntax.parse_fetch, fetch.fetch, _SELECTED, Changes.NO_EXPUNGE, by_number=True),
     b"UID FETCH": _row(fetch_syntax.parse_uid_fetch, fetch.fetch, _SELECTED, Changes.ALL),
-    b"STORE": _row(store_syntax.parse_store, store.store, _SELECTED, Changes.NO_EXPUNGE),
+    b"STORE": _row(store_syntax.parse_store, store.store, _SELECTED, Changes.NO_EXPUNGE, by_number=True),
     b"UID STORE": _row(store_syntax.parse_uid_store, store.store, _SELECTED, Changes.ALL),
-    b"REPLACE": _row(replace_syntax.parse_replace, replace.replace, _SELECTED, Changes.ALL),
+    b"REPLACE": _row(replace_syntax.parse_replace, replace.replace, _SELECTED, Changes.ALL, by_number=True),
     b"UID REPLACE": _row(replace_syntax.parse_uid_replace, replace.replace, _SELECTED, Changes.ALL),
-    b"COPY": _row(copy_syntax.parse_copy, copy.copy, _SELECTED, Changes.ALL),
+    b"COPY": _row(copy_syntax.parse_copy, copy.copy, _SELECTED, Changes.ALL, by_number=True),
     b"UID COPY": _row(copy_syntax.parse_uid_copy, copy.copy, _SELECTED, Changes.ALL),
-    b"MOVE": _row(copy_syntax.parse_copy, copy.move, _SELECTED, Changes.ALL),
+    b"MOVE": _row(copy_syntax.parse_copy, copy.move, _SELECTED, Changes.ALL, by_number=True),
     b"UID MOVE": _row(copy_syntax.parse_uid_copy, copy.move, _SELECTED, Changes.ALL),
 }

@@ -1,10 +1,13 @@
 """APPEND (RFC 3501 s. 6.3.11), MULTIAPPEND (RFC 3502), APPENDUID (RFC 4315 s. 3), literal8 (RFC 3516 s. 4.4).
 
+CATENATE (RFC 4469): a message that comes in parts is put together first.
+
 Deviation: RFC 9755 s. 4 has raw octets in the header refused from clients without UTF8=ACCEPT; old messages have them.
 """
 
 from __future__ import annotations
 
+from pymx.imapd.catenate import catenated
 from pymx.imapd.client import Client
 from pymx.imapd.trouble import refusal
 from pymx.ms.errors import NoSuchMailbox
@@ -16,9 +19,11 @@ from pymx.spool import Content
 
 
 async def append(client: Client, arguments: AppendTo) -> bytes:
-    items = [await to_store(client, message) for message in arguments.messages]
     name = client.namespace.to_store(arguments.mailbox, create=True)
     try:
+        if any(isinstance(message.content, tuple) for message in arguments.messages):
+            await client.server.store.status(client.account, name)  # a client is told to create it before of bad URLs
+        items = [await to_store(client, message) for message in arguments.messages]
         appended = await client.server.store.append(client.account, name, items)
     except NoSuchMailbox as error:
         raise refusal(error, creatable=True) from None
@@ -28,6 +33,8 @@ async def append(client: Client, arguments: AppendTo) -> bytes:
 async def to_store(client: Client, message: AppendMessage) -> Append:
     """A message as the store takes it. Raises No for what can't be stored."""
     content = message.content
+    if isinstance(content, tuple):
+        content = await catenated(client, content)
     if isinstance(content, No):
         raise content
     assert isinstance(content, Content)

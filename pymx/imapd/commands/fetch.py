@@ -19,7 +19,7 @@ from pymx.proto.imap.binary import UnknownEncoding, extract_binary
 from pymx.proto.imap.bodystructure import bodystructure
 from pymx.proto.imap.commands.fetch import BodyItem, Fetch
 from pymx.proto.imap.errors import Bad, No
-from pymx.proto.imap.rows import Row, RowFormat, numbers
+from pymx.proto.imap.rows import Row, RowFormat
 from pymx.proto.imap.section import extract
 from pymx.proto.imap.sequence import run_text
 
@@ -39,6 +39,8 @@ class _Plan:
     def __init__(self, client: Client, arguments: Fetch) -> None:
         items = arguments.items
         self.row_items = [item for item in items if isinstance(item, str) and item != "BODY"]
+        if client.uidonly and not arguments.wants_uid:
+            self.row_items.remove("UID")  # RFC 9586 s. 3.3: it is in front
         self.bodies = [item for item in items if isinstance(item, BodyItem)]
         self.structure = "BODY" in items
         self.rendered = "ENVELOPE" in items or "BODYSTRUCTURE" in items
@@ -62,7 +64,6 @@ async def fetch(client: Client, arguments: Fetch) -> bytes:
     plan = _Plan(client, arguments)
     if "MODSEQ" in plan.row_items:
         client.enable_condstore()
-    view = mailbox.uids
     since = arguments.changed_since
     if arguments.vanished:
         await _write_vanished(client, arguments, since or 0)
@@ -72,7 +73,7 @@ async def fetch(client: Client, arguments: Fetch) -> bytes:
         uids = arguments.window.of(uids)
     seen = 0
     tail = b"" if plan.needs_message else b")\r\n"
-    form = RowFormat(plan.row_items, mailbox.keywords, mailbox.first_recent, tail=tail)
+    form = client.form(plan.row_items, tail=tail)
     async for rows in mailbox.rows(uids, rendered=plan.rendered):
         seen += len(rows)
         if plan.ids or plan.previews:
@@ -80,7 +81,7 @@ async def fetch(client: Client, arguments: Fetch) -> bytes:
         if plan.needs_message:
             await _with_messages(client, plan, form, rows)
         else:
-            client.write(b"".join(form.lines(numbers(view, rows), rows)))
+            client.write(b"".join(form.lines(client.numbers(rows), rows)))
             await client.drain()
     if seen < len(uids) and since is None and not arguments.by_uid:
         return b"NO [EXPUNGEISSUED] Some of the messages are gone."  # RFC 5530
@@ -112,7 +113,7 @@ async def _with_messages(client: Client, plan: _Plan, form: RowFormat, rows: Seq
     newly_seen: set[int] = set()
     if plan.sets_seen:
         rows, newly_seen = await _set_seen(client, rows)
-    heads = form.lines(numbers(client.selected.uids, rows), rows)
+    heads = form.lines(client.numbers(rows), rows)
     by_uid = {row[0]: (row, head) for row, head in zip(rows, heads, strict=True)}
     async with aclosing(cast(_Messages, client.selected.messages([row[0] for row in rows]))) as messages:
         async for uid, message in messages:

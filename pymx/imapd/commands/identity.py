@@ -27,6 +27,12 @@ async def enable(client: Client, arguments: Enable) -> bytes:
     if "UTF8=ACCEPT" in arguments.capabilities and not client.utf8:
         enabled += b" UTF8=ACCEPT"
         client.utf8 = True
+    if "IMAP4REV2" in arguments.capabilities and not client.rev2:
+        enabled += b" IMAP4rev2"
+        client.rev2 = client.utf8 = True
+    if "UIDONLY" in arguments.capabilities and not client.uidonly:
+        enabled += b" UIDONLY"
+        client.uidonly = True
     client.write(b"* ENABLED%b\r\n" % enabled)
     if not condstore and (b"CONDSTORE" in enabled or client.qresync):
         client.enable_condstore()  # RFC 7162 s. 3.2.3: QRESYNC brings CONDSTORE along

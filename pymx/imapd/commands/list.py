@@ -1,4 +1,5 @@
-"""LIST, LSUB (RFC 3501 s. 6.3.8, 6.3.9), LIST-EXTENDED (RFC 5258), SPECIAL-USE (RFC 6154), LIST-STATUS (RFC 5819).
+"""LIST, LSUB (RFC 3501 s. 6.3.8, 6.3.9), LIST-EXTENDED (RFC 5258), SPECIAL-USE (RFC 6154), LIST-STATUS (RFC 5819),
+LIST-MYRIGHTS (RFC 8440).
 
 Special uses and children are told in every LIST, asked for or not (RFC 6154 s. 2 allows it): old clients need them.
 A level that only exists because something lies below it is listed as \\Noselect, or \\NonExistent where the client
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pymx.imapd.client import Client
+from pymx.imapd.commands.acl import write_rights
 from pymx.imapd.commands.status import write_status
 from pymx.imapd.namespace import INBOX, Namespace
 from pymx.ms.errors import NoSuchMailbox
@@ -130,8 +132,11 @@ async def list_mailboxes(client: Client, arguments: ListMailboxes) -> bytes:
             continue
         extra = b' ("CHILDINFO" (%b))' % parents[entry.name] if below else b""
         client.write(_line(client, b"LIST", _attributes(entry, arguments), separator, entry.name, extra))
-        if arguments.status and entry.exists and entry.folder is not None and chosen:
-            await _status(client, entry.folder.name, arguments.status)
+        if entry.exists and entry.folder is not None and chosen:
+            if "MYRIGHTS" in arguments.returns:
+                write_rights(client, entry.folder.name)
+            if arguments.status:
+                await _status(client, entry.folder.name, arguments.status)
     return b"OK List completed."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pymx.imapd.client import Client
 from pymx.imapd.criteria import criterion
@@ -31,6 +32,8 @@ async def search(client: Client, arguments: Search) -> bytes:
     modseq = 0
     if arguments.modseq and uids:
         modseq = await highest_modseq(mailbox, decisive(uids, arguments))
+    if client.rev2 and arguments.returns is None:
+        arguments = replace(arguments, returns=frozenset({"ALL"}))  # RFC 9051 s. 6.4.4: always ESEARCH
     if arguments.returns is None:
         text = str(found)[1:-1].replace(",", "").encode()
         client.write(b"* SEARCH%b%b%b\r\n" % (b" " if text else b"", text, b" (MODSEQ %d)" % modseq if modseq else b""))

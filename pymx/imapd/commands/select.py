@@ -10,7 +10,7 @@ from pymx.ms.mailbox import Mailbox
 from pymx.proto.imap.commands.plain import Nothing
 from pymx.proto.imap.commands.select import Qresync, Select
 from pymx.proto.imap.errors import Bad
-from pymx.proto.imap.rows import RowFormat, numbers
+from pymx.proto.imap.response import string
 from pymx.proto.imap.sequence import SequenceSet, run_text
 from pymx.proto.imap.sequence import select as select_uids
 
@@ -18,6 +18,8 @@ from pymx.proto.imap.sequence import select as select_uids
 async def select(client: Client, arguments: Select) -> bytes:
     if arguments.qresync is not None and not client.qresync:
         raise Bad("QRESYNC is not enabled")  # RFC 7162 s. 3.2.5
+    if arguments.qresync is not None and arguments.qresync.match is not None and client.uidonly:
+        raise Bad("Sequence numbers are not known here", code="UIDREQUIRED")  # RFC 9586 s. 3.2
     # s. 6.3.1: the old mailbox is left before the new one is tried, also if that fails
     if client.mailbox is not None:
         client.unselect()
@@ -32,7 +34,9 @@ async def select(client: Client, arguments: Select) -> bytes:
     view = mailbox.uids
     unseen = await mailbox.first_unseen()
     at = bisect_left(view, unseen) if unseen is not None else len(view)
-    if at < len(view):
+    if client.rev2:  # RFC 9051 s. 6.3.2
+        client.write(b"* LIST () %b %b\r\n" % (string(client.namespace.separator.encode()), client.on_wire(name)))
+    elif at < len(view) and not client.uidonly:
         client.write(b"* OK [UNSEEN %d] First unseen.\r\n" % (at + 1))
     client.write(
         b"* OK [UIDVALIDITY %d] UIDs valid.\r\n* OK [UIDNEXT %d] Predicted next UID.\r\n"
@@ -58,9 +62,9 @@ async def _resynchronize(client: Client, mailbox: Mailbox, qresync: Qresync) -> 
         client.write(b"* VANISHED (EARLIER) %b\r\n" % run_text(gone))
     uids = select_uids(view, SequenceSet(tuple(known)).uids(view)) if known else ()
     changed = await mailbox.modified_since(uids, qresync.modseq)
-    form = RowFormat(("UID", "FLAGS", "MODSEQ"), mailbox.keywords, mailbox.first_recent)
+    form = client.form(("FLAGS", "MODSEQ") if client.uidonly else ("UID", "FLAGS", "MODSEQ"))
     async for rows in mailbox.rows(changed):
-        client.write(b"".join(form.lines(numbers(view, rows), rows)))
+        client.write(b"".join(form.lines(client.numbers(rows), rows)))
         await client.drain()
 
 

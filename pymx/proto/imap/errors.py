@@ -15,11 +15,12 @@ class ImapError(Exception):
 
 
 class Bad(ImapError):
-    """A protocol error of the client."""
+    """A protocol error of the client; `code` is the response code without brackets, or empty."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, code: str = "") -> None:
         super().__init__(text)
         self.text = text
+        self.code = code
 
 
 class No(ImapError):

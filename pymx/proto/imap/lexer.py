@@ -40,14 +40,15 @@ MAX_63 = 0x7FFF_FFFF_FFFF_FFFF
 class Cursor:
     """A position in a command's arguments."""
 
-    __slots__ = ("_data", "_literal", "_literals", "_position", "utf8")
+    __slots__ = ("_data", "_literal", "_literals", "_position", "rev2", "utf8")
 
     def __init__(self, data: bytes, literals: Sequence[object] = (), position: int = 0) -> None:
         self._data = data
         self._literals = literals
         self._literal = 0
         self._position = position
-        self.utf8 = False  # names are UTF-8: the client has enabled UTF8=ACCEPT (RFC 9755)
+        self.utf8 = False  # names are UTF-8: the client has enabled UTF8=ACCEPT (RFC 9755) or IMAP4rev2
+        self.rev2 = False  # the client has enabled IMAP4rev2 (RFC 9051)
 
     def _match(self, pattern: re.Pattern[bytes], what: str) -> bytes:
         match = pattern.match(self._data, self._position)

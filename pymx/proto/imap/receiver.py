@@ -29,6 +29,8 @@ _SUB_COMMAND = re.compile(rb" ([A-Za-z]{1,31})(?= |\Z|\r)")
 # Commands that bring messages (REPLACE: RFC 8508), and those of them whose literal is the mailbox's name.
 _APPEND = re.compile(rb"[^ ]+ (?:APPEND|(?:UID )?REPLACE) ", re.IGNORECASE)
 _APPEND_NAME = re.compile(rb"[^ ]+ (?:APPEND|(?:UID )?REPLACE [^ ]+) \Z", re.IGNORECASE)
+# A URL among the parts of a message (CATENATE, RFC 4469) is no message.
+_URL = re.compile(rb" CATENATE \((?:.* )?URL \Z", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(rb'([^\x00-\x20(){%*"\\\x7f-\xff+]{1,255}) ')
 
 
@@ -226,9 +228,11 @@ class Receiver:
         return None if unasked else Continuation()
 
     def _is_message(self, start: int) -> bool:
-        """Whether a literal that begins at `start` is a message of an APPEND (and not its mailbox name)."""
+        """Whether a literal that begins at `start` is a message of an APPEND (and not its mailbox name or a URL)."""
         head = self._line[: min(start, 300)]
-        return _APPEND.match(head) is not None and (start > 300 or _APPEND_NAME.match(head) is None)
+        if _APPEND.match(head) is None or (start <= 300 and _APPEND_NAME.match(head) is not None):
+            return False
+        return self._line[start - 4 : start].upper() != b"URL " or _URL.search(self._line[:start]) is None
 
     def _judge(self, size: int, message: bool) -> Refused | None:
         if message:

@@ -62,10 +62,19 @@ _COLUMNS: dict[str, tuple[bytes, Column]] = {
 
 
 class RowFormat:
-    """The items of one FETCH that come from rows, for one mailbox and its keywords."""
+    """The items of one FETCH that come from rows, for one mailbox and its keywords.
+
+    `response`: what the response is called, FETCH, or UIDFETCH with UIDs for numbers (RFC 9586).
+    """
 
     def __init__(
-        self, items: Iterable[str], keywords: Sequence[str], first_recent: int = NO_RECENT, *, tail: bytes = b")\r\n"
+        self,
+        items: Iterable[str],
+        keywords: Sequence[str],
+        first_recent: int = NO_RECENT,
+        *,
+        tail: bytes = b")\r\n",
+        response: bytes = b"FETCH",
     ) -> None:
         self._first_recent = first_recent
         self._old = FlagTexts(keywords, recent=False)
@@ -80,7 +89,7 @@ class RowFormat:
                 text, column = _COLUMNS[item]
                 parts.append(text)
                 self._columns.append(column)
-        self._template = b"* %d FETCH (" + b" ".join(parts) + tail
+        self._template = b"* %d " + response + b" (" + b" ".join(parts) + tail
 
     def lines(self, numbers: Sequence[int], rows: Sequence[Row]) -> list[bytes]:
         """One response per row, in the order of the rows (ascending UIDs)."""

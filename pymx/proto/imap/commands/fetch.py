@@ -68,6 +68,7 @@ class Fetch:
     changed_since: int | None
     vanished: bool = False
     window: Window | None = None
+    wants_uid: bool = True  # it was asked for the UID, and not only by UID
 
 
 def _section(cursor: Cursor) -> tuple[Section, bytes]:
@@ -89,6 +90,14 @@ def _section(cursor: Cursor) -> tuple[Section, bytes]:
     if text:
         cursor.expect(b"]")
     return Section(path, part, fields), label
+
+
+def section_of(text: bytes) -> Section:
+    """A section that stands by itself, without brackets. Raises Bad."""
+    cursor = Cursor(text + b"]")
+    section, _ = _section(cursor)
+    cursor.end()
+    return section
 
 
 def _field_names(cursor: Cursor) -> tuple[bytes, ...]:
@@ -155,7 +164,8 @@ def _item(cursor: Cursor) -> FetchItem:
     raise Bad(f"Unknown fetch item {name}")
 
 
-def _items(cursor: Cursor) -> tuple[FetchItem, ...]:
+def fetch_items(cursor: Cursor) -> tuple[FetchItem, ...]:
+    """`(item item …)`, each once, or one item or macro."""
     if not cursor.opens():
         for macro, names in _MACROS.items():
             if cursor.skip(macro.encode()):
@@ -205,16 +215,17 @@ def _parse(cursor: Cursor, *, by_uid: bool) -> Fetch:
     cursor.space()
     messages = cursor.sequence_set()
     cursor.space()
-    items = _items(cursor)
+    items = fetch_items(cursor)
     changed_since, vanished, window = _modifiers(cursor, by_uid=by_uid)
     cursor.end()
     if "PREVIEW" in items and "PREVIEW (LAZY)" in items:
         items = tuple(item for item in items if item != "PREVIEW (LAZY)")
-    if by_uid and "UID" not in items:
+    wants_uid = "UID" in items
+    if by_uid and not wants_uid:
         items = ("UID", *items)  # s. 6.4.8: the UID is in every response to UID FETCH
     if changed_since is not None and "MODSEQ" not in items:
         items = (*items, "MODSEQ")
-    return Fetch(messages, by_uid, items, changed_since, vanished, window)
+    return Fetch(messages, by_uid, items, changed_since, vanished, window, wants_uid)
 
 
 def parse_fetch(cursor: Cursor) -> Fetch:

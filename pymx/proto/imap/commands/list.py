@@ -1,4 +1,7 @@
-"""LIST, LSUB (RFC 3501 s. 6.3.8, 6.3.9), LIST-EXTENDED (RFC 5258), LIST-STATUS (RFC 5819), SPECIAL-USE (RFC 6154)."""
+"""LIST, LSUB (RFC 3501 s. 6.3.8, 6.3.9), LIST-EXTENDED (RFC 5258), LIST-STATUS (RFC 5819), SPECIAL-USE (RFC 6154).
+
+LIST-MYRIGHTS: RFC 8440.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pymx.proto.imap.lexer import Cursor
 from pymx.proto.imap.mailbox import decoded
 
 _SELECT = frozenset({"SUBSCRIBED", "REMOTE", "RECURSIVEMATCH", "SPECIAL-USE"})
-_RETURN = frozenset({"SUBSCRIBED", "CHILDREN", "SPECIAL-USE"})
+_RETURN = frozenset({"SUBSCRIBED", "CHILDREN", "SPECIAL-USE", "MYRIGHTS"})
 MAX_PATTERNS = 100
 
 

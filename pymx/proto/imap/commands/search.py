@@ -275,7 +275,7 @@ def _parse(cursor: Cursor, *, by_uid: bool) -> Search:
     # Deviation: without CHARSET it would be US-ASCII; UTF-8 holds that too, and is what clients then send.
     charset = "utf-8"
     if cursor.skip(b"CHARSET "):
-        if cursor.utf8:
+        if cursor.utf8 and not cursor.rev2:
             raise Bad("CHARSET is not allowed with UTF8=ACCEPT")  # RFC 9755 s. 3
         name = cursor.astring().decode("ascii", "replace").upper()
         if name not in CHARSETS:
