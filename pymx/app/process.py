@@ -25,6 +25,7 @@ from pymx.mda.deliver import Mda
 from pymx.ms.store import Store
 from pymx.mta.bounce import Bounce
 from pymx.mta.dispatch import Dispatch
+from pymx.mta.forward import Forwarder
 from pymx.net import notify
 from pymx.net.peers import Peers
 from pymx.net.tls import PemError
@@ -108,11 +109,15 @@ class Process:
         async def submit(envelope: Envelope, content: Content) -> None:
             await dispatch.submit(envelope, content)
 
+        forwarder = Forwarder(directory, config.forwarding, data_dir=site.data_dir, hostname=config.hostname)
+        stack.callback(forwarder.close)
+        dispatch.forwarder = forwarder
         bounce = Bounce(submit, hostname=config.hostname)
+        bounce.original = forwarder.original
         dispatch.delivered = bounce.delivered
         return Rooms(
             site=site, directory=directory, peers=peers, store=store, queue=queue, mda=mda, dispatch=dispatch,
-            bounce=bounce, resolver=Resolver(config.dns), notices=notices,
+            bounce=bounce, forwarder=forwarder, resolver=Resolver(config.dns), notices=notices,
         )  # fmt: skip
 
     def _build_lessons(self) -> Lessons | None:

@@ -11,6 +11,7 @@ from pymx.mda.deliver import Mda
 from pymx.ms.store import Store
 from pymx.mta.bounce import Bounce
 from pymx.mta.dispatch import Dispatch
+from pymx.mta.forward import Forwarder
 from pymx.net.peers import Peers
 from pymx.queue.queue import Queue
 from pymx.resolver.resolver import Resolver
@@ -48,6 +49,7 @@ class Rooms:
     mda: Mda
     dispatch: Dispatch
     bounce: Bounce
+    forwarder: Forwarder
     resolver: Resolver
     notices: Notices = field(default_factory=Notices)
 

@@ -62,6 +62,7 @@ class RunnerSide:
     async def _gave_up(self, report: Report) -> None:
         # a stranger's message for a mailbox here goes whole to the postmaster; our own users get a DSN
         if not await self._rooms.dispatch.gave_up(report):
+            await self._rooms.forwarder.note_refusals(report)
             await self._rooms.bounce.gave_up(report)
 
     async def _open_control(self, stack: contextlib.AsyncExitStack, manager: Manager) -> None:
@@ -100,6 +101,7 @@ class RunnerSide:
             swept = await asyncio.to_thread(sweep, root, now=time.time())
             if swept:
                 self._log.info("unfinished_deliveries_removed", count=swept)
+            await self._rooms.forwarder.keep_house()
             await asyncio.sleep(_DAY_S)
 
     def _ended(self, task: asyncio.Task[None]) -> None:

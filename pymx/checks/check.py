@@ -22,6 +22,7 @@ from pymx.mail.address import Address
 from pymx.mail.envelope import Origin, Recipient
 from pymx.mailauth.arc.verify import ArcResult
 from pymx.mailauth.dkim.verify import BodyHashes, DkimResult
+from pymx.mailauth.dmarc.evaluate import DmarcResult
 from pymx.mailauth.iprev import IprevResult
 from pymx.mailauth.spf.check import SpfResult
 from pymx.spool import Content
@@ -51,6 +52,8 @@ class Facts:
     spf: SpfResult | None = None
     dkim: Sequence[DkimResult] | None = None
     arc: ArcResult | None = None
+    dmarc: DmarcResult | None = None
+    voucher: str = ""  # the trusted sealer on whose word a failing DMARC is overlooked
     bodies: BodyHashes | None = None  # see checks.body
     body_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 

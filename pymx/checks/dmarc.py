@@ -86,6 +86,7 @@ class Dmarc:
         elif found.result in ("temperror", "permerror"):
             reason = f"DMARC of {found.header_from}: {found.reason or found.result}"
         voucher = vouched_by(facts.arc, self._trusted)
+        facts.dmarc, facts.voucher = found, voucher
         sealer = voucher if level else ""
         if sealer:
             level = Level.ACCEPT

@@ -24,6 +24,7 @@ from pymx import log, metrics
 from pymx.checks.check import Check, Facts, Stage
 from pymx.checks.verdict import Judgement, Level, Verdict, merge
 from pymx.mail import authres, spam
+from pymx.mail.address import AddressError
 from pymx.mail.envelope import Listener, Origin
 from pymx.mail.header import Field, HeaderError, build_field, iter_fields
 from pymx.mail.peer import peer_address
@@ -42,10 +43,19 @@ _REFUSALS = {Level.DEFER: replies.TRY_LATER, Level.REJECT: replies.REJECTED_BY_P
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A message that was not refused: as it is to be stored, and the proven name of its sender's host."""
+    """A message that was not refused: as it is to be stored, and the proven name of its sender's host.
+
+    The rest is for who passes it on: `as_received` is the message as it came with our Authentication-Results in front,
+    `results` that field's value. `sender_proven`: SPF or DMARC passed for the domain of MAIL FROM. `facts` is what the
+    checks found.
+    """
 
     content: Content
     peer_name: str
+    as_received: Content
+    results: str
+    sender_proven: bool
+    facts: Facts
 
 
 class Pipeline:
@@ -150,9 +160,15 @@ class Inspection:
         self._write_line(judgement, "" if reply is None else f"{reply.code} {reply.enhanced}", started)
         if reply is not None:
             raise SmtpError(reply, judgement.reason)
+        results = [result for _, verdict in judgement.verdicts for result in verdict.results]
+        field = authres.authentication_results(self._pipeline.hostname, results)
         return Finding(
-            content.with_head(self._head(content.head, judgement)),
-            self.facts.iprev.name if self.facts.iprev and self.facts.iprev.result == "pass" else "",
+            content=content.with_head(self._head(content.head, judgement)),
+            peer_name=self.facts.iprev.name if self.facts.iprev and self.facts.iprev.result == "pass" else "",
+            as_received=content.with_head(field + authres.without_claims(content.head, self._pipeline.hostname)),
+            results=Field("", field).value.decode("utf-8", "surrogateescape"),
+            sender_proven=_sender_proven(self.facts),
+            facts=self.facts,
         )
 
     def _judgement(self) -> Judgement:
@@ -232,6 +248,22 @@ class Inspection:
             size_octets=facts.content.size_octets,
             duration_ms=round((time.monotonic() - started) * 1000, 1),
         )
+
+
+def _sender_proven(facts: Facts) -> bool:
+    """May the domain of MAIL FROM be told of a failure? Not if it may be forged."""
+    if facts.mail_from is None:
+        return False
+    if facts.spf is not None and facts.spf.result == "pass" and facts.spf.identity == "mailfrom":
+        return True
+    if facts.dmarc is None or facts.dmarc.result != "pass":
+        return False
+    try:
+        domain = facts.mail_from.ascii_domain
+    except AddressError:
+        return False
+    author = facts.dmarc.header_from
+    return domain == author or domain.endswith("." + author)
 
 
 def _without(head: bytes, removals: Sequence[tuple[str, int]]) -> bytes:

@@ -319,6 +319,44 @@ class Outbound(Struct, forbid_unknown_fields=True, frozen=True):
     max_queue_messages: Annotated[Positive, _doc("messages in the queue, then 452")] = 200_000
 
 
+class Dkim(Struct, forbid_unknown_fields=True, frozen=True):
+    """Signing keys; docs/operations.md says how one is replaced."""
+
+    overlap_s: Annotated[Positive, _doc("how long a replaced key's record must stay in DNS, for mail on its way")] = (
+        604_800
+    )
+    settle_s: Annotated[
+        NonNegative, _doc("how long a new key's record must have been seen in DNS before it signs: secondaries lag")
+    ] = 3600
+    check_interval_s: Annotated[Positive, _doc("how often DNS is asked for the records of keys")] = 3600
+
+
+class Forwarding(Struct, forbid_unknown_fields=True, frozen=True):
+    """Mail for aliases that lead to other servers."""
+
+    srs: Annotated[bool, _doc("rewrite foreign envelope senders (SRS), so that SPF passes at the next server")] = True
+    srs_domain: Annotated[
+        str, _doc("domain of rewritten senders, its MX must be this server; empty = that of the forwarding address")
+    ] = ""
+    srs_secret_file: Annotated[
+        str, _doc("its secrets, one a line, such as postsrsd's; empty = srs.secret in data_dir, made when needed")
+    ] = ""
+    srs_days: Annotated[
+        Annotated[int, Meta(ge=1, le=365)], _doc("how long a rewritten sender leads back to the original one")
+    ] = 21
+    max_senders: Annotated[
+        Positive, _doc("senders too long to be rewritten that are remembered, then the oldest go")
+    ] = 1_000_000
+    arc_seal: Annotated[bool, _doc("seal with the forwarding domain's DKIM key (RFC 8617); needs [checks] arc")] = True
+    refuse_dmarc_fail: Annotated[
+        bool, _doc("forward nothing that fails DMARC; false = only what the domain wants refused or in Junk stays")
+    ] = True
+    max_passes: Annotated[Positive, _doc("times that a message may have passed this server, then it is a loop")] = 5
+    remember_refusal_s: Annotated[
+        NonNegative, _doc("how long an address that was refused as unknown is refused here at once; 0 = not at all")
+    ] = 3600
+
+
 class Logging(Struct, forbid_unknown_fields=True, frozen=True):
     """The log, on standard error."""
 
@@ -354,4 +392,6 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     checks: Checks = field(default_factory=Checks)
     rspamd: Rspamd = field(default_factory=Rspamd)
     outbound: Outbound = field(default_factory=Outbound)
+    dkim: Dkim = field(default_factory=Dkim)
+    forwarding: Forwarding = field(default_factory=Forwarding)
     log: Logging = field(default_factory=Logging)

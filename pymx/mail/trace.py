@@ -66,6 +66,12 @@ def count_received(block: bytes) -> int:
     return count(block, "received")
 
 
+def count_received_by(block: bytes, hostname: str) -> int:
+    """How many hops the header block tells of that were at the host of that name."""
+    by = re.compile(rb"[ \t]by[ \t]+" + re.escape(hostname.encode("ascii")) + rb"[ \t;]", re.IGNORECASE)
+    return sum(1 for _, field in find(block, "received") if by.search(b" " + field.value + b" "))
+
+
 def was_delivered_to(block: bytes) -> frozenset[str]:
     """The addresses, in lower case, that Delivered-To fields say the message was delivered to."""
     return frozenset(field.value.decode("utf-8", "replace").strip().lower() for _, field in find(block, "delivered-to"))

@@ -1,7 +1,9 @@
 """Who is told when a message can't be delivered, is late, or has arrived (RFC 3461, RFC 5321 s. 6.1).
 
 Only senders that logged in here get a notification: anybody else's MAIL FROM may be forged, and a report to it would
-be backscatter. Failures of other mail (a copy for a mailbox here that could not be stored) go to the postmaster.
+be backscatter. Failures of other mail (a copy for a mailbox here that could not be stored) go to the postmaster, save
+one: the sender of mail that was forwarded hears that it failed if SPF or DMARC had proven its domain. When a mailbox
+here has the message as well (NOTIFY=NEVER), a forward that fails is a line in the log.
 Nothing is ever reported about a message with the null reverse-path; when one made here fails, the log is all there is.
 
 The report is given to `submit` with the null reverse-path and must be durable when that returns. An error of `submit`
@@ -15,6 +17,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from pymx import log, metrics
 from pymx.mail.address import Address
@@ -36,13 +39,18 @@ class Bounce:
         self._submit = submit
         self._hostname = hostname
         self._postmaster = postmaster or Address("postmaster", hostname)
+        self.original: Callable[[Address], Awaitable[Address | None]] | None = None  # the sender behind an SRS address
 
     async def gave_up(self, report: Report) -> None:
         """Recipients that are given up."""
-        to = self._addressee(report)
+        if _is_forwarded(report):
+            report = _without_kept(report)
+        to = await self._addressee(report)
         if to is None:
             self._drop(report, "the message has the null reverse-path")
             return
+        if to == self._postmaster:
+            report = replace(report, envelope=replace(report.envelope, ret="FULL"))  # nobody else may have it
         told = report.outcomes if to == self._postmaster else _wanted(report.outcomes, "FAILURE", default=True)
         await self._send(report, Kind.FAILED, told, to)
 
@@ -60,14 +68,25 @@ class Bounce:
             told = _wanted(report.outcomes, "SUCCESS", default=False)
             await self._send(report, Kind.DELIVERED if report.local else Kind.RELAYED, told, envelope.mail_from)
 
-    def _addressee(self, report: Report) -> Address | None:
+    async def _addressee(self, report: Report) -> Address | None:
         envelope = report.envelope
         if envelope.mail_from is None:
             # RFC 5321 s. 6.1: no notification about a notification. Somebody else's that was taken here and can't be
             # stored is the postmaster's business; our own is not sent after itself.
             foreign = envelope.origin.listener is not Listener.LOCAL
             return self._postmaster if report.local and foreign else None
+        if _is_forwarded(report) and envelope.origin.sender_proven:
+            return await self._original(envelope.mail_from)
         return envelope.mail_from if envelope.origin.account else self._postmaster
+
+    async def _original(self, mail_from: Address) -> Address:
+        """Who sent a message that was forwarded."""
+        try:
+            return (await self.original(mail_from) if self.original else None) or mail_from
+        except SmtpError as e:
+            if e.reply.is_temporary:
+                raise
+            return self._postmaster
 
     def _drop(self, report: Report, reason: str) -> None:
         metrics.add("bounces_dropped", len(report.outcomes))
@@ -126,6 +145,26 @@ class Bounce:
         _log.info(
             "notification_sent", queue_id=report.queue_id, rcpt_to=str(to), verdict=kind.value, count=len(outcomes)
         )
+
+
+def _is_forwarded(report: Report) -> bool:
+    """Was it somebody else's, for somebody elsewhere?"""
+    origin = report.envelope.origin
+    return not report.local and not origin.account and origin.listener is not Listener.LOCAL
+
+
+def _without_kept(report: Report) -> Report:
+    """The report without recipients whose message a mailbox here has as well."""
+    for outcome in report.outcomes:
+        if "NEVER" in outcome.recipient.notify:
+            _log.warning(
+                "forward_failed",
+                queue_id=report.queue_id,
+                rcpt_to=str(outcome.recipient.address),
+                reply=outcome.reply,
+                reason="a mailbox here has the message, so nobody is told",
+            )
+    return replace(report, outcomes=tuple(o for o in report.outcomes if "NEVER" not in o.recipient.notify))
 
 
 def _wanted(outcomes: Sequence[Outcome], what: str, *, default: bool) -> list[Outcome]:

@@ -13,6 +13,8 @@ twice. If nobody at all could be stored in step 2 and there is nobody elsewhere,
 (452, 451 or 5xx) and nothing is queued, unless the message was made here. If step 3 fails the answer is 452 although
 a mailbox may have the message.
 
+What comes from elsewhere for aliases that lead elsewhere is forwarded (`mta.forward`), a copy for each alias.
+
 Over LMTP (RFC 2033) each recipient has a reply of its own, and one whose mailboxes all refused gets that refusal.
 
 After the 250 a mailbox that fails for good makes no DSN to strangers (the sender may be forged): the message goes to
@@ -27,15 +29,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from pymx import log, metrics
 from pymx.accounts.account import Account, AliasLoop, DirectoryUnavailable, Resolution, UnknownRecipient
 from pymx.mail import header, trace
 from pymx.mail.address import Address
-from pymx.mail.envelope import Envelope, Recipient
+from pymx.mail.envelope import Envelope, Listener, Recipient
 from pymx.mda.deliver import Failure, LocalRecipient, Outcome
+from pymx.mta.forward import Forwarder, Passport
 from pymx.proto.smtp import reply as replies
 from pymx.proto.smtp.reply import Reply, SmtpError
 from pymx.queue import item
@@ -87,6 +90,7 @@ class Target:
 
     recipient: Recipient
     resolution: Resolution
+    returning: bool = False  # an SRS address: the way back to an original sender
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,21 +121,34 @@ class Dispatch:
         self._queue = queue
         self._hostname = hostname
         self._delimiter = delimiter
+        self.forwarder: Forwarder | None = None  # without one, mail for aliases that lead elsewhere goes as it came
         self.delivered: Callable[[Report], Awaitable[None]] | None = None  # tells a user who asked for it (RFC 3461)
 
     async def accept(
-        self, envelope: Envelope, content: Content, targets: Sequence[Target], *, queue_id: QueueId | None = None
+        self,
+        envelope: Envelope,
+        content: Content,
+        targets: Sequence[Target],
+        *,
+        queue_id: QueueId | None = None,
+        passport: Passport | None = None,
     ) -> Accepted:
-        """Take the message for all `targets`, under an id if it has one. At return it is durable. Raises SmtpError."""
+        """Take the message for all `targets`, under an id if it has one. At return it is durable. Raises SmtpError.
+
+        `passport` is the message as it may be forwarded.
+        """
         queue_id = queue_id or new_queue_id()
-        outcome = (await self._commit(queue_id, envelope, content, [self._group(targets)]))[0]
+        outcome = (await self._commit(queue_id, envelope, content, [self._group(targets)], passport=passport))[0]
         if isinstance(outcome, SmtpError):
             raise outcome
         return Accepted(queue_id, outcome)
 
-    async def accept_each(self, envelope: Envelope, content: Content, targets: Sequence[Target]) -> list[Reply]:
+    async def accept_each(
+        self, envelope: Envelope, content: Content, targets: Sequence[Target], *, passport: Passport | None = None
+    ) -> list[Reply]:
         """As `accept`, with a reply for each target in order (RFC 2033 s. 4.2)."""
-        outcomes = await self._commit(new_queue_id(), envelope, content, [self._group([t]) for t in targets])
+        groups = [self._group([t]) for t in targets]
+        outcomes = await self._commit(new_queue_id(), envelope, content, groups, passport=passport)
         return [outcome.reply if isinstance(outcome, SmtpError) else outcome for outcome in outcomes]
 
     async def submit(self, envelope: Envelope, content: Content) -> Accepted:
@@ -139,7 +156,8 @@ class Dispatch:
         targets: list[Target] = []
         for recipient in envelope.recipients:
             try:
-                targets.append(Target(recipient, await self.resolve(recipient.address)))
+                returning = await self.returning(recipient.address)
+                targets.append(Target(recipient, returning or await self.resolve(recipient.address)))
             except SmtpError as e:
                 if e.reply.is_temporary:
                     raise
@@ -167,6 +185,11 @@ class Dispatch:
         except DirectoryUnavailable as e:
             raise SmtpError(replies.DIRECTORY_UNAVAILABLE, e.reason) from None
 
+    async def returning(self, address: Address) -> Resolution | None:
+        """Where mail for an SRS address of ours goes; None for any other address. Raises SmtpError."""
+        original = await self.forwarder.original(address) if self.forwarder is not None else None
+        return None if original is None else await self.resolve(original)
+
     def delivered_to(self, recipient: Recipient, account: Account) -> Address:
         """What Delivered-To says: the account's address, with the subaddress that the mail came by."""
         address = recipient.address
@@ -184,7 +207,14 @@ class Dispatch:
         return group
 
     async def _commit(
-        self, queue_id: QueueId, envelope: Envelope, content: Content, groups: Sequence[_Group], *, keep: bool = False
+        self,
+        queue_id: QueueId,
+        envelope: Envelope,
+        content: Content,
+        groups: Sequence[_Group],
+        *,
+        keep: bool = False,
+        passport: Passport | None = None,
     ) -> list[Reply | SmtpError]:
         """Steps 1 to 4 for all groups at once; what each group's reply is. `keep`: queue it also if nobody has it."""
         started = time.monotonic()
@@ -193,11 +223,14 @@ class Dispatch:
             hostname=self._hostname, origin=envelope.origin, queue_id=queue_id, now=time.time(), recipient=single
         )
         stamped = content.prepended(stamp)
+        try:
+            elsewhere = await self._elsewhere(envelope, stamp, stamped, groups, passport or Passport(content))
+        except SmtpError as e:
+            return [e for _ in groups]
         local: dict[int, LocalRecipient] = {}
         for group in groups:
             for recipient in group.local:
                 local.setdefault(recipient.account.id, recipient)
-        external = {r.address.key: r for group in groups for r in group.external}
         outcomes = await self._mda.deliver(queue_id, envelope, stamped, list(local.values())) if local else []
         failed = {o.recipient.account.id: o for o in outcomes if not o.is_stored}
         retried = {
@@ -207,13 +240,36 @@ class Dispatch:
             for r in group.local
             if r.account.id in failed
         }
-        copies = _copies(queue_id, envelope, stamped, list(external.values()), _waiting(groups, retried))
+        copies = _copies(queue_id, elsewhere, envelope, stamped, _waiting(groups, retried))
         trouble = await self._enqueue(copies)
+        if trouble is None and _is_forwarded(envelope):
+            _write_forwarded(copies)
         results = [_result(queue_id, group, failed, retried, trouble) for group in groups]
         if any(isinstance(result, Reply) for result in results):
             self._write_line(queue_id, envelope, stamped, started)
         await self._tell_delivered(queue_id, envelope, stamped, groups, failed)
         return results
+
+    async def _elsewhere(
+        self, envelope: Envelope, stamp: bytes, stamped: Content, groups: Sequence[_Group], passport: Passport
+    ) -> list[tuple[Envelope, Content]]:
+        """What goes to other servers: one message, or one for each address here that forwards. Raises SmtpError."""
+        waiting = {r.address.key: r for group in groups for r in group.external}
+        if not waiting:
+            return []
+        if self.forwarder is None or not _is_forwarded(envelope):
+            return [(envelope.with_recipients(tuple(waiting.values())), stamped)]
+        out = []
+        for target in (target for group in groups for target in group.targets):
+            # each destination once, also if several aliases lead there
+            recipients = [r for a in target.resolution.external if (r := waiting.pop(a.key, None)) is not None]
+            if target.resolution.accounts:
+                # a mailbox here has it: what becomes of the other copies is nobody's worry
+                recipients = [replace(r, notify=frozenset({"NEVER"})) for r in recipients]
+            if recipients:
+                alias = target.recipient.address
+                out.append(await self.forwarder.leaving(envelope, alias, recipients, passport, stamp))
+        return out
 
     async def _enqueue(self, copies: Sequence[Copy]) -> SmtpError | None:
         """Step 3. The error when the queue can't take the message."""
@@ -333,10 +389,13 @@ class Dispatch:
         reached = any(outcome.is_stored for outcome in outcomes)
         if not reached and resolution.external:
             elsewhere = tuple(Recipient(address, frozenset({"NEVER"})) for address in resolution.external)
-            copy = Copy(new_queue_id(), envelope.with_recipients(elsewhere), noted, local=False)
             try:
+                leaving = envelope.with_recipients(elsewhere)
+                if self.forwarder is not None:
+                    leaving = replace(leaving, mail_from=await self.forwarder.sender(envelope.mail_from, domain))
+                copy = Copy(new_queue_id(), leaving, noted, local=False)
                 reached = bool(await self._queue.enqueue([copy]))
-            except (QueueFull, OSError) as e:
+            except (QueueFull, OSError, SmtpError) as e:
                 reason = f"{reason}; queue: {e}"
         _log.error(
             "local_delivery_gave_up",
@@ -368,6 +427,11 @@ def _is_from_user(envelope: Envelope) -> bool:
     return envelope.mail_from is not None and bool(envelope.origin.account)
 
 
+def _is_forwarded(envelope: Envelope) -> bool:
+    """Is what leaves here somebody else's? Not what users of ours send, and not what is made here."""
+    return not envelope.origin.account and envelope.origin.listener is not Listener.LOCAL
+
+
 def _waiting(groups: Sequence[_Group], retried: Mapping[int, LocalRecipient]) -> list[Recipient]:
     """Whom the copies that wait for a mailbox are for: the address to deliver to, with the DSN wishes it came with."""
     wishes: dict[int, Recipient] = {}
@@ -379,19 +443,33 @@ def _waiting(groups: Sequence[_Group], retried: Mapping[int, LocalRecipient]) ->
 
 def _copies(
     queue_id: QueueId,
+    elsewhere: Sequence[tuple[Envelope, Content]],
     envelope: Envelope,
     content: Content,
-    external: Sequence[Recipient],
     waiting: Sequence[Recipient],
 ) -> list[Copy]:
-    """What the queue gets. One copy carries the transaction's id; a second one an id of its own."""
-    copies: list[Copy] = []
-    if external:
-        copies.append(Copy(queue_id, envelope.with_recipients(tuple(external)), content, local=False))
+    """What the queue gets. One copy carries the transaction's id; others ids of their own."""
+    messages = [(one, its_content, False) for one, its_content in elsewhere]
     if waiting:
-        own_id = new_queue_id() if external else queue_id
-        copies.append(Copy(own_id, envelope.with_recipients(tuple(waiting)), content, local=True))
-    return copies
+        messages.append((envelope.with_recipients(tuple(waiting)), content, True))
+    return [
+        Copy(new_queue_id() if n else queue_id, one, its_content, local)
+        for n, (one, its_content, local) in enumerate(messages)
+    ]
+
+
+def _write_forwarded(copies: Sequence[Copy]) -> None:
+    for copy in copies:
+        if not copy.local:
+            metrics.add("mta_messages_forwarded")
+            _log.info(
+                "message_forwarded",
+                session=copy.envelope.origin.session,
+                queue_id=copy.queue_id,
+                mail_from=str(copy.envelope.mail_from or "<>"),
+                rcpt_to=",".join(str(r.address) for r in copy.envelope.recipients),
+                size_octets=copy.content.size_octets,
+            )
 
 
 def _expanded(recipient: Recipient, address: Address) -> Recipient:

@@ -81,6 +81,7 @@ class _Origin(msgspec.Struct, omit_defaults=True):
     tls: str = ""
     account: str = ""
     peer_name: str = ""
+    sender_proven: bool = False
 
 
 class _Header(msgspec.Struct, omit_defaults=True):
@@ -138,7 +139,7 @@ def header(copy: Copy, arrived_s: float) -> bytes:
             requiretls=envelope.requiretls,
             origin=_Origin(
                 origin.listener.value, origin.session, origin.peer_ip, origin.helo,
-                origin.esmtp, origin.tls, origin.account, origin.peer_name,
+                origin.esmtp, origin.tls, origin.account, origin.peer_name, origin.sender_proven,
             ),
         )
     )  # fmt: skip
@@ -154,7 +155,9 @@ def _envelope(head: _Header) -> Envelope:
             Recipient(Address(local_part, domain), frozenset(notify), orcpt)
             for local_part, domain, notify, orcpt in head.recipients
         ),
-        origin=Origin(Listener(o.listener), o.session, o.peer_ip, o.helo, o.esmtp, o.tls, o.account, o.peer_name),
+        origin=Origin(
+            Listener(o.listener), o.session, o.peer_ip, o.helo, o.esmtp, o.tls, o.account, o.peer_name, o.sender_proven
+        ),
         body=head.body,
         smtputf8=head.smtputf8,
         ret=head.ret,

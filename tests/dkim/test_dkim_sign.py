@@ -77,13 +77,31 @@ def test_a_spooled_message_signs_as_one_in_memory(size: int, key_directory: Path
 
 
 INJECTED = [b"From: x@y", b"Subject: x", b"To: x@y", b"Cc: x@y", b"Reply-To: x@y", b"Content-Type: text/html"]
-INJECTED += [b"Date: now", b"MIME-Version: 1.0", b"Sender: x@y", b"In-Reply-To: <x@y>", b"List-Unsubscribe: <x:y>"]
+INJECTED += [b"Date: now", b"MIME-Version: 1.0", b"In-Reply-To: <x@y>", b"References: <x@y>"]
+OF_LISTS = [b"Sender: l@x", b"List-Id: <l.x>", b"List-Unsubscribe: <https://x/u>", b"List-Unsubscribe-Post: One-Click"]
 
 
 @pytest.mark.parametrize("field", INJECTED)
 def test_an_added_field_breaks_the_signature(field: bytes, key_directory: Path) -> None:
     """RFC 6376 s. 8.15: fields are over-signed."""
     assert not verifies(field + b"\r\n" + signed(MESSAGE, key_directory), key_directory)
+
+
+def test_what_mailing_lists_add_breaks_nothing(key_directory: Path) -> None:
+    """A list that only adds its own fields passes the author's signature on."""
+    assert verifies(b"\r\n".join(OF_LISTS) + b"\r\n" + signed(MESSAGE, key_directory), key_directory)
+
+
+@pytest.mark.parametrize("field", OF_LISTS)
+def test_fields_of_a_newsletter_are_covered(field: bytes, key_directory: Path) -> None:
+    """RFC 8058 s. 4: List-Unsubscribe and List-Unsubscribe-Post must be in h=; here nobody can change or add one."""
+    name = field.partition(b":")[0]
+    message = signed(field + b"\r\n" + MESSAGE, key_directory)
+    assert message.split(b"bh=")[0].lower().replace(b"\r\n\t", b"").count(name.lower()) >= 2
+    assert verifies(message, key_directory)
+    assert not verifies(message.replace(field, field + b"x"), key_directory)
+    assert not verifies(message.replace(field + b"\r\n", b""), key_directory)
+    assert not verifies(field + b"\r\n" + message, key_directory)
 
 
 def test_a_changed_or_longer_body_breaks_the_signature(key_directory: Path) -> None:
