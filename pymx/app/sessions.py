@@ -18,18 +18,18 @@ from pymx.config.model import Config
 from pymx.imapd.server import ImapServer
 from pymx.mail.envelope import Listener
 from pymx.mailauth.dkim.sign import Signer
+from pymx.msa.capnotice import CapNotice
 from pymx.msa.submission import Submission
 from pymx.mta.inbound import Inbound
+from pymx.mta.rates import RateLimited
 from pymx.net.listener import Caps, Server, handshake_caps
 from pymx.net.sessions import Sessions
-from pymx.msa.capnotice import CapNotice
 from pymx.smtpd.engine import Engine
+from pymx.smtpd.handler import Handler
 from pymx.startup import StartError
-from pymx.mta.rates import RateLimited
 
 
 class SessionSide:
-from pymx.smtpd.handler import Handler
     """The listeners of one process. `start` opens them, `drain` lets the sessions end."""
 
     def __init__(self, rooms: Rooms) -> None:
@@ -40,6 +40,7 @@ from pymx.smtpd.handler import Handler
         self._imap_servers: list[ImapServer] = []
         self._servers: list[Server] = []
         self._inbound: Inbound | None = None
+        self._limits: ProcessLimits | None = None
         self._checks_settings = _checks_settings(self._config)
         self._pipelines: list[Pipeline] = []  # the last one is in use
         self._log = log.get("app").bind(role="session")
@@ -53,13 +54,13 @@ from pymx.smtpd.handler import Handler
             rooms.directory, config.accounts, limits=limits.logins, ended=self._sessions.dismiss
         )
         stack.callback(authenticator.close)
+        Watch(rooms, authenticator, self._sessions).start(stack)
         signer = Signer(site.data_dir / "dkim", complain=self._complain_of_key)
         stack.push_async_callback(self._close_checks)
         try:
             checks = self._build_checks(config)
         except OSError as e:
             raise StartError(f"[rspamd] password_file: {e.strerror}") from None
-        Watch(rooms, authenticator, self._sessions).start(stack)
         inbound = Inbound(
             rooms.directory, rooms.mda, rooms.dispatch, smtp=config.smtp, hostname=config.hostname, checks=checks
         )
@@ -131,6 +132,8 @@ from pymx.smtpd.handler import Handler
         """Stop accepting; let sessions end at their next convenient point, deliveries in progress too."""
         for server in self._servers:
             server.close()
+        if self._limits is not None:
+            self._limits.logins.hurry()
         left = await self._sessions.drain(self._config.drain_s)
         if left:
             self._log.warning("sessions_cut", count=left, reason=f"still open after drain_s = {self._config.drain_s}")
@@ -138,8 +141,6 @@ from pymx.smtpd.handler import Handler
     def reload(self, config: Config) -> None:
         """Take over what a running process can: checks, limits of SMTP and IMAP. Raises OSError, with all as it was."""
         if _checks_settings(config) != self._checks_settings:
-        if self._limits is not None:
-            self._limits.logins.hurry()
             checks = self._build_checks(config)
             if self._inbound is not None:
                 self._inbound.checks = checks  # messages being checked keep the old ones
