@@ -5,6 +5,8 @@ fields once for a session. Values are escaped, so nothing a peer said can start 
 a bounded queue to a thread of their own: a stalled journal never stops the event loop, and what had to be dropped is
 counted and reported with the next line that gets through.
 
+`tap` lets others see every line from level info on, also those that the level of the log leaves out.
+
 Event and field names are listed in docs/operations.md.
 """
 
@@ -16,13 +18,27 @@ import logging.handlers
 import queue
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
 _QUEUE_LENGTH = 20_000
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/@<>+,*[]()%#&;!?~^|")
 
 Value = object
+Tap = Callable[[int, str, str, Mapping[str, Value]], None]  # level, room, event, fields; must not block or raise
+
+_taps: tuple[Tap, ...] = ()
+
+
+def tap(taker: Tap) -> None:
+    """Have `taker` called with every line of this process, in the thread that writes it."""
+    global _taps
+    _taps = (*_taps, taker)
+
+
+def untap(taker: Tap) -> None:
+    global _taps
+    _taps = tuple(other for other in _taps if other != taker)
 
 
 class Log:
@@ -42,7 +58,7 @@ class Log:
             self._write(logging.DEBUG, event, fields)
 
     def info(self, event: str, /, **fields: Value) -> None:
-        if self._logger.isEnabledFor(logging.INFO):
+        if _taps or self._logger.isEnabledFor(logging.INFO):
             self._write(logging.INFO, event, fields)
 
     def warning(self, event: str, /, **fields: Value) -> None:
@@ -56,7 +72,11 @@ class Log:
         self._write(logging.ERROR, event, fields, trace=True)
 
     def _write(self, level: int, event: str, fields: Mapping[str, Value], *, trace: bool = False) -> None:
-        self._logger.log(level, event, extra={"fields": {**self._fields, **fields}}, exc_info=trace)
+        merged = {**self._fields, **fields}
+        if level >= logging.INFO:
+            for take in _taps:
+                take(level, self._logger.name[5:], event, merged)
+        self._logger.log(level, event, extra={"fields": merged}, exc_info=trace)
 
 
 def get(room: str) -> Log:

@@ -22,7 +22,7 @@ TABLE = {
     "mail": "",
     "log": "",
     "metrics": "",
-    "events": "log mail",
+    "events": "log metrics mail",
     "proto": "mail",
     "spool": "mail",
     "resolver": f"{LEAVES} mail",

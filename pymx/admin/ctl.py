@@ -67,6 +67,7 @@ NOUNS: dict[str, Noun] = {
     "queue": Noun("pymx.admin.queue", "look after the messages waiting for delivery"),
     "trace": Noun("pymx.admin.trace", "what became of a message, from its arrival to its last delivery"),
     "bans": Noun("pymx.admin.bans", "who can't log in, why and until when; ban and lift"),
+    "log": Noun("pymx.admin.log", "what happens to mail, as it happens; see trace for one message"),
     "status": Noun("pymx.admin.status", "what the running server says of itself", touches_data=False),
     "check-config": Noun("pymx.admin.check_config", "is the configuration sound?", touches_data=False),
     "migrate": Noun("pymx.admin.migrate", "make or upgrade the tables in the accounts database"),

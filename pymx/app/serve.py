@@ -15,6 +15,7 @@ from pymx.app.process import Process
 from pymx.config.check import check
 from pymx.config.load import ConfigError, load
 from pymx.config.model import Config
+from pymx.events.keeping import keep_events
 from pymx.mailauth.dmarc.organization import load_suffixes
 from pymx.net import notify
 from pymx.net.listener import BindError
@@ -60,8 +61,12 @@ def _run_process(site: Site, role: str, ready: Callable[[], None]) -> int:
     """Run one process of the server in this one, until SIGTERM."""
     config = site.config
     writer = log.setup(level=config.log.level, form=config.log.format, timestamps="JOURNAL_STREAM" not in os.environ)
+    events = keep_events(
+        site.data_dir, site.runtime_dir, keep_days=config.events.keep_days, max_mb=config.events.max_mb,
+        records=role != "session",
+    )  # fmt: skip
     try:
-        with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
+        with events, asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
             return runner.run(Process(site, role).run(ready))
     except (AccountsError, ControlError, StartError) as e:
         log.get("app").error("start_failed", reason=str(e))

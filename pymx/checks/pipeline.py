@@ -242,6 +242,7 @@ class Inspection:
             verdict=judgement.level.word,
             reply=reply,
             check=judgement.summary,
+            facts=judgement.facts[:1000],
             score=judgement.score or None,
             symbols=",".join(spam_score.tests)[:1000] if spam_score else "",
             reason=judgement.reason,

@@ -14,6 +14,8 @@ from pymx.mail.authres import Result
 from pymx.mail.spam import SpamScore, join_reasons
 from pymx.proto.smtp.reply import Reply
 
+_NO_FACTS = frozenset({"header.b", "header.i"})  # of use to other programs only
+
 
 class Level(enum.IntEnum):
     """What is to be done with the message."""
@@ -61,6 +63,19 @@ class Judgement:
         for name, verdict in self.verdicts:
             words += [f"{r.method}={r.result}" for r in verdict.results] or [f"{name}={verdict.word or 'ok'}"]
         return " ".join(words)
+
+    @property
+    def facts(self) -> str:
+        """What the results rest on: `spf smtp.mailfrom=x@a.example; dkim header.d=a.example header.s=k`."""
+        found = []
+        for _, verdict in self.verdicts:
+            for result in verdict.results:
+                words = [f"{name}={value}" for name, value in result.properties if name not in _NO_FACTS]
+                if result.reason:
+                    words.append(f"({result.reason})")
+                if words:
+                    found.append(f"{result.method} {' '.join(words)}")
+        return "; ".join(found)
 
 
 def merge(verdicts: Sequence[tuple[str, Verdict]], junk_score: float) -> Judgement:

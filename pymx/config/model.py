@@ -364,6 +364,13 @@ class Logging(Struct, forbid_unknown_fields=True, frozen=True):
     format: Annotated[Literal["logfmt", "json"], _doc("one line per event in either form")] = "logfmt"
 
 
+class Events(Struct, forbid_unknown_fields=True, frozen=True):
+    """What happened to each message, for `pymxctl trace` and `pymxctl log`."""
+
+    keep_days: Annotated[NonNegative, _doc("how long it is kept; 0 = nothing is")] = 30
+    max_mb: Annotated[Positive, _doc("size of the store in MiB, then the oldest goes; a message takes 1.5 KiB")] = 256
+
+
 class Config(Struct, forbid_unknown_fields=True, frozen=True):
     """The server as a whole."""
 
@@ -395,3 +402,4 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     dkim: Dkim = field(default_factory=Dkim)
     forwarding: Forwarding = field(default_factory=Forwarding)
     log: Logging = field(default_factory=Logging)
+    events: Events = field(default_factory=Events)

@@ -112,7 +112,7 @@ class Bounce:
         message = build(
             Notice(
                 hostname=self._hostname,
-                message_id=f"<{secrets.token_hex(12)}@{self._hostname}>",
+                message_id=message_id,
                 now=time.time(),
                 arrived=report.arrived_s,
                 to=to,
@@ -143,7 +143,12 @@ class Bounce:
             return
         metrics.add(f"notifications_{kind.value}")
         _log.info(
-            "notification_sent", queue_id=report.queue_id, rcpt_to=str(to), verdict=kind.value, count=len(outcomes)
+            "notification_sent",
+            queue_id=report.queue_id,
+            rcpt_to=str(to),
+            verdict=kind.value,
+            count=len(outcomes),
+            message_id=message_id,
         )
 
 

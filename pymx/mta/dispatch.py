@@ -241,9 +241,9 @@ class Dispatch:
             if r.account.id in failed
         }
         copies = _copies(queue_id, elsewhere, envelope, stamped, _waiting(groups, retried))
-        trouble = await self._enqueue(copies)
+        trouble = await self._enqueue(queue_id, copies)
         if trouble is None and _is_forwarded(envelope):
-            _write_forwarded(copies)
+            _write_forwarded(queue_id, copies)
         results = [_result(queue_id, group, failed, retried, trouble) for group in groups]
         if any(isinstance(result, Reply) for result in results):
             self._write_line(queue_id, envelope, stamped, started)
@@ -271,7 +271,7 @@ class Dispatch:
                 out.append(await self.forwarder.leaving(envelope, alias, recipients, passport, stamp))
         return out
 
-    async def _enqueue(self, copies: Sequence[Copy]) -> SmtpError | None:
+    async def _enqueue(self, queue_id: QueueId, copies: Sequence[Copy]) -> SmtpError | None:
         """Step 3. The error when the queue can't take the message."""
         if not copies:
             return None
@@ -287,6 +287,7 @@ class Dispatch:
                     "local_delivery_queued",
                     session=copy.envelope.origin.session,
                     queue_id=copy.queue_id,
+                    copy_of=queue_id,
                     rcpt_to=",".join(str(r.address) for r in copy.envelope.recipients),
                 )
         return None
@@ -325,6 +326,8 @@ class Dispatch:
             "message_accepted",
             session=envelope.origin.session,
             queue_id=queue_id,
+            listener=envelope.origin.listener.value,
+            peer_ip=envelope.origin.peer_ip,
             account=envelope.origin.account,
             mail_from=str(envelope.mail_from or "<>"),
             rcpt_to=",".join(str(r.address) for r in envelope.recipients),
@@ -458,7 +461,7 @@ def _copies(
     ]
 
 
-def _write_forwarded(copies: Sequence[Copy]) -> None:
+def _write_forwarded(queue_id: QueueId, copies: Sequence[Copy]) -> None:
     for copy in copies:
         if not copy.local:
             metrics.add("mta_messages_forwarded")
@@ -466,6 +469,7 @@ def _write_forwarded(copies: Sequence[Copy]) -> None:
                 "message_forwarded",
                 session=copy.envelope.origin.session,
                 queue_id=copy.queue_id,
+                copy_of=queue_id if copy.queue_id != queue_id else "",
                 mail_from=str(copy.envelope.mail_from or "<>"),
                 rcpt_to=",".join(str(r.address) for r in copy.envelope.recipients),
                 size_octets=copy.content.size_octets,

@@ -112,7 +112,7 @@ async def _hand_over(session: Session, intake: Intake, *, complete_line: bool) -
     except SmtpError as error:
         for _ in range(accepted - 1 if lmtp else 0):
             session.say(error.reply)
-        session.refuse(error, _REFUSED)
+        session.refuse(error, _REFUSED, mail_from=session.mail_from)
         return
     except Exception:
         # RFC 2033 s. 4.2: one reply for each recipient, whatever happened

@@ -34,6 +34,7 @@ async def mail(session: Session, argument: str) -> Reply | None:
         session.refuse(error, "mail_refused", mail_from=given.mail_from or "<>")
         return None
     session.smtputf8 = given.smtputf8
+    session.mail_from = str(given.mail_from or "<>")
     return reply.MAIL_OK
 
 
@@ -48,7 +49,7 @@ async def rcpt(session: Session, argument: str) -> Reply | None:
             raise SmtpError(reply.TOO_MANY_RECIPIENTS, "max_recipients")
         await session.transaction.rcpt(recipient)
     except SmtpError as error:
-        session.refuse(error, "rcpt_refused", rcpt_to=recipient.address)
+        session.refuse(error, "rcpt_refused", mail_from=session.mail_from, rcpt_to=recipient.address)
         return None
     session.accepted += 1
     session.recipients += 1

@@ -71,6 +71,7 @@ class Session(SMTP):
     # Where most sessions agree the value stands here, and an idle session has no entry of its own.
     intake: Intake | None = None  # an unfinished BDAT message
     transaction: Transaction | None = None
+    mail_from = ""  # of the transaction, for the log
     accepted = 0  # recipients of the transaction
     smtputf8 = False
     in_sync = True  # False while message data is being read: an error then leaves us in the middle of it
@@ -315,7 +316,9 @@ class Session(SMTP):
     def refuse(self, error: SmtpError, event: str, **fields: object) -> None:
         """Say and log a refusal. Raises SessionEnd when it is one too many, or the error says so."""
         self.say(error.reply)
-        self.log.info(event, reply=_short(error.reply), reason=error.reason, helo=self.facts.helo, **fields)
+        self.log.info(
+            event, reply=_short(error.reply), reason=error.reason, helo=self.facts.helo, tls=self.facts.tls, **fields
+        )
         metrics.add(event)
         if error.reply.code >= 500:
             self.errors += 1
