@@ -68,6 +68,7 @@ NOUNS: dict[str, Noun] = {
     "trace": Noun("pymx.admin.trace", "what became of a message, from its arrival to its last delivery"),
     "bans": Noun("pymx.admin.bans", "who can't log in, why and until when; ban and lift"),
     "log": Noun("pymx.admin.log", "what happens to mail, as it happens; see trace for one message"),
+    "reports": Noun("pymx.admin.reports", "what other servers report about our mail (DMARC, TLS), and we about theirs"),
     "status": Noun("pymx.admin.status", "what the running server says of itself", touches_data=False),
     "check-config": Noun("pymx.admin.check_config", "is the configuration sound?", touches_data=False),
     "migrate": Noun("pymx.admin.migrate", "make or upgrade the tables in the accounts database"),

@@ -13,6 +13,7 @@ import msgspec
 from pymx import __version__, log
 from pymx.accounts.directory import Directory
 from pymx.app.lessons import Lessons
+from pymx.app.reports import open_inbox
 from pymx.app.rooms import INVALIDATE, Notices, Rooms
 from pymx.app.runner import RunnerSide
 from pymx.app.sessions import SessionSide
@@ -55,6 +56,7 @@ class Process:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         async with contextlib.AsyncExitStack() as stack:
             rooms = await self._build(stack)
+            open_inbox(stack, rooms)
             if self._role in ("all", "runner"):
                 await RunnerSide(rooms, self._fail).start(stack)
             if self._role in ("all", "session"):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pymx import __version__, log, metrics
 from pymx.admin.control import Control
+from pymx.app.reports import ReportsRunner
 from pymx.app.rooms import INVALIDATE, Rooms
 from pymx.config.model import Config
 from pymx.ms.removed import purge
@@ -55,7 +56,9 @@ class RunnerSide:
         task = asyncio.get_running_loop().create_task(manager.run())
         task.add_done_callback(self._ended)
         stack.push_async_callback(self._stop_manager, manager, task)
-        await self._open_control(stack, manager)
+        reports = ReportsRunner(stack, rooms)
+        reports.start()
+        await self._open_control(stack, manager, reports)
         housekeeping = asyncio.get_running_loop().create_task(self._keep_house())
         stack.callback(housekeeping.cancel)
 
@@ -65,7 +68,7 @@ class RunnerSide:
             await self._rooms.forwarder.note_refusals(report)
             await self._rooms.bounce.gave_up(report)
 
-    async def _open_control(self, stack: contextlib.AsyncExitStack, manager: Manager) -> None:
+    async def _open_control(self, stack: contextlib.AsyncExitStack, manager: Manager, reports: ReportsRunner) -> None:
         rooms = self._rooms
 
         async def invalidate(_arguments: dict[str, object]) -> object:
@@ -82,7 +85,7 @@ class RunnerSide:
 
         control = Control(
             Path(self._config.control.socket),
-            {"invalidate": invalidate, "queue_changed": queue_changed, "status": status},
+            {"invalidate": invalidate, "queue_changed": queue_changed, "status": status, "reports_send": reports.send},
         )
         await control.start()
         stack.push_async_callback(control.close)

@@ -11,9 +11,12 @@ from pathlib import Path
 from pymx import log
 from pymx.accounts.authenticate import Authenticator
 from pymx.app.limits import ProcessLimits, Watch
+from pymx.app.reports import count_judged
 from pymx.app.rooms import Rooms
 from pymx.checks.build import build_pipeline
+from pymx.checks.check import Facts
 from pymx.checks.pipeline import Pipeline
+from pymx.checks.verdict import Level
 from pymx.config.model import Config
 from pymx.imapd.server import ImapServer
 from pymx.mail.envelope import Listener
@@ -40,6 +43,7 @@ class SessionSide:
         self._imap_servers: list[ImapServer] = []
         self._servers: list[Server] = []
         self._inbound: Inbound | None = None
+        self._judged: Callable[[Facts, Level], None] | None = None
         self._limits: ProcessLimits | None = None
         self._checks_settings = _checks_settings(self._config)
         self._pipelines: list[Pipeline] = []  # the last one is in use
@@ -56,6 +60,7 @@ class SessionSide:
         stack.callback(authenticator.close)
         Watch(rooms, authenticator, self._sessions).start(stack)
         signer = Signer(site.data_dir / "dkim", complain=self._complain_of_key)
+        self._judged = count_judged(stack, rooms)
         stack.push_async_callback(self._close_checks)
         try:
             checks = self._build_checks(config)
@@ -153,6 +158,7 @@ class SessionSide:
     def _build_checks(self, config: Config) -> Pipeline | None:
         pipeline = build_pipeline(config, self._rooms.resolver)
         if pipeline is not None:
+            pipeline.judged = self._judged
             self._pipelines.append(pipeline)
         return pipeline
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from pymx import log, metrics
@@ -75,6 +75,7 @@ class Pipeline:
         self.timeout_s = timeout_s
         self.junk_score = junk_score
         self._needed = frozenset(name for check in checks for name in check.needs)
+        self.judged: Callable[[Facts, Level], None] | None = None  # told of each message; must neither wait nor raise
         self._trusted = [ipaddress.ip_network(network, strict=False) for network in trusted]
         self._running: set[asyncio.Task[None]] = set()
 
@@ -158,6 +159,8 @@ class Inspection:
         if judgement.level >= Level.DEFER:
             reply = judgement.reply or _REFUSALS[judgement.level]
         self._write_line(judgement, "" if reply is None else f"{reply.code} {reply.enhanced}", started)
+        if self._pipeline.judged is not None:
+            self._pipeline.judged(self.facts, judgement.level)
         if reply is not None:
             raise SmtpError(reply, judgement.reason)
         results = [result for _, verdict in judgement.verdicts for result in verdict.results]

@@ -35,6 +35,7 @@ def check(config: Config) -> list[str]:
         *_dns(config),
         *_checks(config),
         *_outbound(config),
+        *_reports(config),
     ]
 
 
@@ -249,6 +250,18 @@ def _outbound(config: Config) -> Iterator[str]:
         yield _error("[outbound] retry_max_s", outbound.retry_max_s, "expected at least retry_first")
     if outbound.lifetime_s <= outbound.retry_first_s:
         yield _error("[outbound] lifetime_s", outbound.lifetime_s, "expected more than retry_first")
+
+
+def _reports(config: Config) -> Iterator[str]:
+    reports = config.reports
+    if reports.sender and not _ADDRESS.match(reports.sender):
+        expected = "expected an address such as postmaster@example.com, or nothing"
+        yield _error("[reports] sender", reports.sender, expected)
+    if reports.dmarc and not config.checks.dmarc:
+        yield _error("[reports] dmarc", True, "there is nothing to report with [checks] dmarc = false")
+    for address in reports.addresses:
+        if not (_ADDRESS.match(address) if "@" in address else re.fullmatch(r"[^\s,<>]+", address)):
+            yield _error("[reports] addresses", address, "expected an address, or what stands before its @")
 
 
 def _readable(key: str, path: str) -> Iterator[str]:

@@ -357,6 +357,31 @@ class Forwarding(Struct, forbid_unknown_fields=True, frozen=True):
     ] = 3600
 
 
+class Reports(Struct, forbid_unknown_fields=True, frozen=True):
+    """Daily reports between mail servers: DMARC (RFC 7489) and TLS (RFC 8460), to others and from them."""
+
+    dmarc: Annotated[
+        bool, _doc("count what mail from elsewhere does under DMARC, and report it to the domains that ask for it")
+    ] = False
+    tls: Annotated[bool, _doc("report to domains that ask for it how TLS to their servers went")] = False
+    sender: Annotated[
+        str, _doc("From address of reports; its domain needs a DKIM key. empty = postmaster@ the hostname")
+    ] = ""
+    organization: Annotated[str, _doc("who reports, in words; empty = the hostname")] = ""
+    max_per_day: Annotated[Positive, _doc("reports sent in a day, then the rest waits")] = 1000
+    receive: Annotated[
+        bool, _doc("read reports about our domains when they arrive; they are delivered all the same")
+    ] = True
+    addresses: Annotated[
+        list[str],
+        _doc("mail to these is looked into even if its header doesn't look like a report; local parts or addresses"),
+    ] = field(default_factory=lambda: ["dmarc-reports", "tls-reports"])
+    keep_days: Annotated[Positive, _doc("how long received reports are kept")] = 90
+    max_mb: Annotated[Positive, _doc("size of the reports database; then the oldest reports go, and counting stops")] = (
+        200
+    )
+
+
 class Logging(Struct, forbid_unknown_fields=True, frozen=True):
     """The log, on standard error."""
 
@@ -401,5 +426,6 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     outbound: Outbound = field(default_factory=Outbound)
     dkim: Dkim = field(default_factory=Dkim)
     forwarding: Forwarding = field(default_factory=Forwarding)
+    reports: Reports = field(default_factory=Reports)
     log: Logging = field(default_factory=Logging)
     events: Events = field(default_factory=Events)

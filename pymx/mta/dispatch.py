@@ -20,7 +20,9 @@ Over LMTP (RFC 2033) each recipient has a reply of its own, and one whose mailbo
 After the 250 a mailbox that fails for good makes no DSN to strangers (the sender may be forged): the message goes to
 the postmaster, whole. Only a sender who logged in here is told himself, by the queue's DSN.
 
-`delivered` (an attribute, set by whoever wires the rooms) is called for users who asked to be told of a delivery.
+`delivered` (an attribute, set by whoever wires the rooms) is called for users who asked to be told of a delivery;
+`arrived`, with the queue id, the recipients with mailboxes here and the message, for everything that was taken. It must
+neither wait nor raise.
 
 Errors: SmtpError. One line per transaction: `message_accepted`.
 """
@@ -123,6 +125,7 @@ class Dispatch:
         self._delimiter = delimiter
         self.forwarder: Forwarder | None = None  # without one, mail for aliases that lead elsewhere goes as it came
         self.delivered: Callable[[Report], Awaitable[None]] | None = None  # tells a user who asked for it (RFC 3461)
+        self.arrived: Callable[[str, Sequence[Address], Content], None] | None = None  # what came for mailboxes here
 
     async def accept(
         self,
@@ -247,6 +250,9 @@ class Dispatch:
         results = [_result(queue_id, group, failed, retried, trouble) for group in groups]
         if any(isinstance(result, Reply) for result in results):
             self._write_line(queue_id, envelope, stamped, started)
+            if self.arrived is not None:
+                here = [t.recipient.address for group in groups for t in group.targets if t.resolution.accounts]
+                self.arrived(queue_id, here, stamped)
         await self._tell_delivered(queue_id, envelope, stamped, groups, failed)
         return results
 

@@ -1,0 +1,1 @@
+"""What mail servers tell each other about each other: DMARC aggregate reports (RFC 7489) and TLS reports (RFC 8460)."""
