@@ -30,6 +30,7 @@ import dns.rdata
 import dns.rdatatype
 import dns.resolver
 import dns.reversename
+from dns.rdtypes.tlsabase import TLSABase
 
 from pymx import log, metrics
 from pymx.config.model import Dns
@@ -41,6 +42,8 @@ _MIN_TTL_S = 5  # a TTL of 0 still serves the questions of one message
 _MAX_NEGATIVE_TTL_S = 300
 _FAILURE_TTL_S = 5
 _TRIES = 2
+_MAX_CACHE_OCTETS = 33_554_432
+_RECORD_OCTETS = 200  # what a small record takes with what is around it
 
 _Key = tuple[str, str]
 _log = log.get("resolver")
@@ -50,11 +53,12 @@ class Resolver:
     """Asynchronous DNS lookups for one event loop."""
 
     def __init__(self, dns_settings: Dns) -> None:
+        take_any_tlsa()
         self._servers = [_server(spec) for spec in dns_settings.nameservers] or _system_servers()
         self.trusted = _trusted(dns_settings.authenticated, self._servers)
         self._timeout_s = dns_settings.timeout_s
         self._max_ttl_s = dns_settings.max_ttl_s
-        self._cache: TtlCache[Answer | DnsError] = TtlCache(dns_settings.cache_entries)
+        self._cache: TtlCache[Answer | DnsError] = TtlCache(dns_settings.cache_entries, _MAX_CACHE_OCTETS)
         self._asking: dict[_Key, asyncio.Future[None]] = {}
         self._backend = dns.asyncbackend.get_backend("asyncio")
         self._no_edns: set[tuple[str, int]] = set()
@@ -125,7 +129,7 @@ class Resolver:
         done = self._asking[key] = loop.create_future()
         try:
             result = await self._ask(*key)
-            self._cache.put(key, result, loop.time() + self._lifetime(result))
+            self._cache.put(key, result, loop.time() + self._lifetime(result), _weight(result))
         finally:
             del self._asking[key]
             done.set_result(None)
@@ -183,6 +187,16 @@ class Resolver:
         return response
 
 
+def _weight(result: Answer | DnsError) -> int:
+    """About how much memory an answer takes."""
+    if not isinstance(result, Answer):
+        return _RECORD_OCTETS
+    return sum(
+        _RECORD_OCTETS + sum(len(field) for field in record if isinstance(field, str | bytes))
+        for record in result.records
+    )
+
+
 def _give(result: Answer | DnsError) -> Answer:
     if isinstance(result, Answer):
         return result
@@ -236,6 +250,16 @@ _WRITERS: dict[str, Callable[..., tuple[object, ...]]] = {
     "CNAME": lambda rdata: (_text(rdata.target),),
     "TLSA": lambda rdata: (rdata.usage, rdata.selector, rdata.mtype, bytes(rdata.cert)),
 }
+
+
+def take_any_tlsa() -> None:
+    """Have dnspython read TLSA records whose digest has a wrong length.
+
+    It refuses the whole answer for one of them, as if the name server were broken; by RFC 7672 s. 2.2 such a record is
+    just not usable.
+    """
+    getattr(TLSABase, "_cert_length_by_mtype", {}).clear()
+
 
 _DOCKER = "127.0.0.11"  # passes on what servers outside of the machine say
 
