@@ -84,7 +84,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, certificate_authority: Certif
         "none MX 10 mx.none\nmx.none A 127.0.0.1",
         # the mail server's name is an alias: records at its end, and at its beginning
         "alias MX 10 mx.alias\nmx.alias CNAME mx.ee-key",
-        f"alias-own MX 10 mx.alias-own\nmx.alias-own CNAME mx.none\n_{port}._tcp.mx.alias-own TLSA {records['ee-wrong'][0]}",
+        "alias-own MX 10 mx.alias-own\nmx.alias-own CNAME mx.none",
+        f"_{port}._tcp.mx.alias-own TLSA {records['ee-wrong'][0]}",
         # no MX: the domain is its own mail server
         f"implicit A 127.0.0.1\n_{port}._tcp.implicit TLSA {tlsa(wrong, 3, 1, 1)}",
         # a signed list of mail servers with an unsigned address, behind which no TLSA record counts
@@ -96,7 +97,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, certificate_authority: Certif
         dns.zone("far.test", "\n".join(lines), bogus=[f"_{port}._tcp.mx.bogus"])
         dns.zone(
             "open.test",
-            f"@ MX 10 mx\nmx A 127.0.0.1\n_{port}._tcp.mx TLSA {tlsa(wrong, 3, 1, 1)}\nhalf MX 10 mx.ee-wrong.far.test.",
+            "@ MX 10 mx\nmx A 127.0.0.1\nhalf MX 10 mx.ee-wrong.far.test.\n"
+            f"_{port}._tcp.mx TLSA {tlsa(wrong, 3, 1, 1)}",
             signed=False,
         )
         dns.start()
@@ -243,7 +245,7 @@ async def test_unusable_records_still_forbid_plain_text(site: Site, sender: Send
 async def test_where_dnssec_does_not_lead_the_whole_way_tls_is_opportunistic(
     domain: str, site: Site, sender: Sender, scripted_remote: Start
 ) -> None:
-    """RFC 7672 s. 2.1, 2.2: an unsigned list of mail servers, address or record counts for nothing, though it be wrong."""
+    """RFC 7672 s. 2.1, 2.2: an unsigned list of mail servers, address or record counts for nothing."""
     scripted_remote(port=site.port, tls=site.good.server_context())
     outcome = await sender.to(f"a@{domain}")
     assert (outcome.result, outcome.tls.startswith("TLS"), "dane" in outcome.tls) == (OK, True, False)
