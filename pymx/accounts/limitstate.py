@@ -21,8 +21,10 @@ import hashlib
 import hmac
 import ipaddress
 import os
+import random
 import secrets
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +140,7 @@ class LimitState:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything inside is committed at once, or not at all."""
-        self._db.execute("BEGIN IMMEDIATE")
+        _begin(self._db)
         try:
             yield
         except BaseException:
@@ -370,7 +372,7 @@ def _open(path: Path) -> tuple[sqlite3.Connection, bytes]:
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
-        db.execute("BEGIN IMMEDIATE")
+        _begin(db)
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
         if version == 0:
             for statement in _SCHEMA.split(";"):
@@ -385,6 +387,24 @@ def _open(path: Path) -> tuple[sqlite3.Connection, bytes]:
         db.close()
         raise
     return db, bytes(key)
+
+
+def _begin(db: sqlite3.Connection) -> None:
+    """Take the right to write. SQLite itself waits in steps of up to 0.1 s, between which a busy process finds the way
+    free again and again, and one that waits never does."""
+    until = time.monotonic() + _BUSY_S
+    db.execute("PRAGMA busy_timeout = 0")
+    try:
+        while True:
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as e:
+                if e.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+            time.sleep(random.uniform(0.0003, 0.002))  # noqa: S311  # not a secret
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {_BUSY_S * 1000:.0f}")
 
 
 def _move_aside(path: Path) -> Path:

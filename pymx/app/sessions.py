@@ -45,6 +45,7 @@ class SessionSide:
         self._inbound: Inbound | None = None
         self._judged: Callable[[Facts, Level], None] | None = None
         self._limits: ProcessLimits | None = None
+        self._rate_limited: RateLimited | None = None
         self._checks_settings = _checks_settings(self._config)
         self._pipelines: list[Pipeline] = []  # the last one is in use
         self._log = log.get("app").bind(role="session")
@@ -78,8 +79,9 @@ class SessionSide:
         stack.callback(submission.close)
         tls = site.certificates.context() if site.certificates.configured else None
         mx_tls = site.certificates.mx_context() if site.certificates.configured else None
+        self._rate_limited = RateLimited(inbound, limits.rates, greeting_wait_s=config.smtp.greeting_wait_ms / 1000)
         engines = {
-            "smtp": self._engine(RateLimited(inbound, limits.rates), Listener.SMTP, tls=mx_tls),
+            "smtp": self._engine(self._rate_limited, Listener.SMTP, tls=mx_tls),
             "lmtp": self._engine(inbound, Listener.LMTP, tls=None),
             "submissions": self._engine(submission, Listener.SUBMISSION, tls=tls, implicit_tls=True),
             "submission": self._engine(submission, Listener.SUBMISSION, tls=tls),
@@ -152,6 +154,8 @@ class SessionSide:
             self._checks_settings = _checks_settings(config)
         for engine in self._engines:
             engine.smtp = config.smtp
+        if self._rate_limited is not None:
+            self._rate_limited.greeting_wait_s = config.smtp.greeting_wait_ms / 1000
         for server in self._imap_servers:
             server.imap = config.imap
 

@@ -9,6 +9,7 @@ from pymx.checks.check import Check
 from pymx.checks.dkim import Dkim
 from pymx.checks.dmarc import Dmarc
 from pymx.checks.dnsbl import Dnsbl
+from pymx.checks.early import EarlyTalker
 from pymx.checks.helo import Helo
 from pymx.checks.iprev import Iprev
 from pymx.checks.patience import Patience
@@ -32,6 +33,8 @@ def build_pipeline(config: Config, resolver: Questions) -> Pipeline | None:
         checks.append(Iprev(Patience(resolver, on.timeout_s * _NAME_SHARE)))
     if on.helo:
         checks.append(Helo(resolver, hostname=config.hostname))
+    if on.early_talker:
+        checks.append(EarlyTalker())
     if on.dnsbl:
         checks.append(Dnsbl(resolver, on.dnsbl))
     if on.dnswl:

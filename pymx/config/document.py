@@ -31,12 +31,15 @@ _ROUTE_EXAMPLE = (
     'route = [{ domain = "*", host = "smtp.example.net", port = 587, tls = "verified", username = "me", '
     'password_file = "/etc/pymx/smarthost.password" }]'
 )
-_UNITS = {"_s": "seconds", "_octets": "octets", "_mb": "MiB"}
+_PROVIDER_EXAMPLE = (
+    'provider = [{ name = "hoster", mx = [".hoster.example"], max_connections = 3, messages_per_hour = 500 }]'
+)
+_UNITS = {"_s": "seconds", "_ms": "milliseconds", "_octets": "octets", "_mb": "MiB"}
 _OBVIOUS = {"text", "number from 0", "number from 1", "true or false", "list of texts", "list of tables", "table"}
 _TOML_HEADER = """\
 # pymx: all settings with their defaults. A key that is commented out has the value shown.
 # Where:  /etc/pymx/pymx.toml, mode 0640, root:vmail        Check:  pymx check-config --config FILE
-# Units:  _s seconds, _octets octets, _mb MiB               After a change:  systemctl reload pymx
+# Units:  _s seconds, _ms milliseconds, _octets, _mb MiB    After a change:  systemctl reload pymx
 
 """
 _SETTINGS_HEADER = """\

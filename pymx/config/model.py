@@ -100,10 +100,15 @@ class Smtp(Struct, forbid_unknown_fields=True, frozen=True):
     max_errors: Annotated[Positive, _doc("refused commands in one session, then 421")] = 20
     max_commands: Annotated[Positive, _doc("commands in one session, then 421")] = 10_000
     max_header_octets: Annotated[Positive, _doc("size of a message's header block")] = 1_048_576
+    max_header_fields: Annotated[Positive, _doc("fields in a message's header block")] = 1000
     max_received: Annotated[Positive, _doc("Received fields in a message, then it is a loop")] = 100
     command_timeout_s: Annotated[Positive, _doc("wait for a command (RFC 5321 s. 4.5.3.2.7)")] = 300
     data_timeout_s: Annotated[Positive, _doc("wait for the next block of a message")] = 180
-    session_timeout_s: Annotated[Positive, _doc("longest session")] = 3600
+    message_timeout_s: Annotated[Positive, _doc("longest time for one message to come in")] = 3600
+    session_timeout_s: Annotated[Positive, _doc("longest session, but for a message on its way")] = 3600
+    greeting_wait_ms: Annotated[
+        NonNegative, _doc("pause before the greeting on port 25: who can't wait for it is no mail server; 0 = none")
+    ] = 100
     min_data_rate_octets: Annotated[NonNegative, _doc("slowest message transfer in octets a second, over a minute")] = (
         100
     )
@@ -241,6 +246,7 @@ class Checks(Struct, forbid_unknown_fields=True, frozen=True):
     arc: Annotated[bool, _doc("what forwarders saw before (RFC 8617); counts only with trusted_sealers")] = True
     iprev: Annotated[bool, _doc("has the host a name that leads back to it; a hint")] = True
     helo: Annotated[bool, _doc("is the name in HELO one; a hint")] = True
+    early_talker: Annotated[bool, _doc("did the host talk before our greeting; a hint")] = True
     dnsbl: Annotated[
         list[str],
         _doc("lists of bad hosts (RFC 5782): ZONE=WEIGHT, or ZONE=127.0.0.[2..4;9]*WEIGHT for some answers"),

@@ -29,6 +29,7 @@ class Origin:
     tls: str = ""  # "TLSv1.3 TLS_AES_256_GCM_SHA384", or "" without TLS
     account: str = ""
     peer_name: str = ""  # forward-confirmed name of peer_ip, or ""
+    early_talker: bool = False  # the peer sent something before the greeting; not kept in the queue
     sender_proven: bool = False  # SPF or DMARC passed for the domain of MAIL FROM
 
     @property

@@ -1,6 +1,6 @@
 """How much one address may bring to port 25, before the policy behind it is asked (`[limits]`, RFC 5321 s. 7.8).
 
-    greeting  too many connections: 421 4.7.0
+    greeting  too many connections: 421 4.7.0; else it comes after a pause, in which early talkers show themselves
     MAIL      too many messages: 451 4.7.1
     RCPT      too many recipients, or too many that don't exist: 451 4.7.1
 
@@ -10,6 +10,7 @@ of logins is none here.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 from pymx.config.model import Limits
@@ -42,14 +43,17 @@ def limits(settings: Limits) -> dict[str, Limit]:
 class RateLimited:
     """A `Handler` in front of another one."""
 
-    def __init__(self, handler: Handler, rates: Rates) -> None:
+    def __init__(self, handler: Handler, rates: Rates, *, greeting_wait_s: float = 0.0) -> None:
         self._handler = handler
         self._rates = rates
+        self.greeting_wait_s = greeting_wait_s
 
     async def connected(self, session: SessionFacts) -> None:
         if not self._rates.allows(CONNECTIONS, session.peer_ip):
             raise SmtpError(replies.TOO_FAST, "[limits] connections_per_minute", close=True)
         await self._handler.connected(session)
+        if self.greeting_wait_s and session.peer_ip and session.peer_ip not in self._rates.trusted:
+            await asyncio.sleep(self.greeting_wait_s)
 
     async def authenticate(self, session: SessionFacts, login: str, password: str) -> str:
         return await self._handler.authenticate(session, login, password)

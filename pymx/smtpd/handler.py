@@ -27,6 +27,7 @@ class SessionFacts:
     esmtp: bool = False
     tls: str = ""
     account: str = ""  # address of the authenticated login, "" before AUTH
+    early_talker: bool = False  # sent something before the greeting
 
     def origin(self) -> Origin:
         return Origin(
@@ -37,6 +38,7 @@ class SessionFacts:
             esmtp=self.esmtp,
             tls=self.tls,
             account=self.account,
+            early_talker=self.early_talker,
         )
 
 

@@ -3,8 +3,8 @@
 The first thing wrong with a message is remembered and said only after its end, because the peer goes on sending:
 its octets are then read and dropped, up to a bound, and the session stays in step. Past the bound it is closed.
 
-Failures: over size or header 552 5.3.4, bare CR or LF 554 5.5.2, no room 452 4.3.1, other trouble with the spool
-451 4.3.0.
+Failures: over size, header or fields 552 5.3.4, bare CR or LF 554 5.5.2, no room 452 4.3.1, other trouble with the
+spool 451 4.3.0.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _log = log.get("smtpd")
 class Intake:
     """Collects one message. `failure` is what its sender will hear."""
 
-    __slots__ = ("_last", "_max", "_newlines", "_size", "_writer", "failure")
+    __slots__ = ("_last", "_max", "_max_fields", "_newlines", "_size", "_writer", "failure")
 
     def __init__(self, smtp: Smtp, spool_dir: Path, max_message_octets: int, *, repair_newlines: bool) -> None:
         self._writer: SpoolWriter | None = SpoolWriter(
@@ -35,6 +35,7 @@ class Intake:
         )
         self._newlines = Newlines(repair=repair_newlines)
         self._max = max_message_octets
+        self._max_fields = smtp.max_header_fields
         self._size = 0
         self._last = b"\r\n"
         self.failure: SmtpError | None = None
@@ -64,7 +65,10 @@ class Intake:
             raise self.failure
         assert self._writer is not None
         writer, self._writer = self._writer, None
-        return writer.finish()
+        content = writer.finish()
+        if _fields(content.head) > self._max_fields:
+            raise SmtpError(reply.TOO_MANY_FIELDS, "more fields than max_header_fields")
+        return content
 
     def fail(self, failure: SmtpError) -> None:
         """Remember the first thing wrong and let go of what was collected."""
@@ -87,3 +91,8 @@ class Intake:
             _log.error("spool_failed", error=str(e))
             answer = reply.STORAGE_FULL if e.errno in _NO_ROOM else reply.TEMPORARY_FAILURE
             self.fail(SmtpError(answer, f"spool: {e.strerror}"))
+
+
+def _fields(head: bytes) -> int:
+    """How many fields a header block has, folded lines not counted."""
+    return head.count(b"\n") - head.count(b"\n ") - head.count(b"\n\t")

@@ -83,6 +83,8 @@ class Session(SMTP):
     _scanned = 0
     _received = 0
     _rate_since = 0.0
+    _data_since = 0.0  # when the message on its way began
+    _early = 0  # octets of the input that came before the greeting
     _rate_received = 0
     _eof = False
     _lost = False
@@ -167,6 +169,8 @@ class Session(SMTP):
         elif self._phase is Phase.DATA:
             if waited > smtp.data_timeout_s:
                 self.end(SessionEnd(reply.TIMED_OUT, "no data within data_timeout_s"))
+            elif now - self._data_since > smtp.message_timeout_s:
+                self.end(SessionEnd(reply.TIMED_OUT, "message longer under way than message_timeout_s"))
             elif now - self._rate_since >= _RATE_WINDOW_S:
                 octets = self._received - self._rate_received
                 if octets < smtp.min_data_rate_octets * (now - self._rate_since):
@@ -227,6 +231,10 @@ class Session(SMTP):
             end = await self._wait_for_line()
         line = bytes(data[: end + 1])
         del data[: end + 1]
+        if self._early > 0:
+            # RFC 5321 s. 4.3.1: a client waits for the greeting. What it said before is answered, but not done.
+            self._early -= len(line)
+            raise SmtpError(reply.TALKED_EARLY, "sent before the greeting")
         if len(line) > MAX_LINE_OCTETS:
             raise SmtpError(reply.LINE_TOO_LONG)
         if line[-2:-1] != b"\r" or line.find(b"\r", 0, -2) >= 0:
@@ -261,6 +269,8 @@ class Session(SMTP):
     def begin_data(self) -> None:
         """Message data comes next: the limits for data hold until `end_data`."""
         self._rate_since, self._rate_received = self._loop.time(), self._received
+        if self.intake is None or not self._data_since:
+            self._data_since = self._rate_since  # the chunks of BDAT are one message
         self.in_sync = False
 
     def end_data(self, rest: bytes = b"") -> None:
@@ -342,6 +352,7 @@ class Session(SMTP):
         self.transaction = None
         self.intake = None
         self.accepted = 0
+        self._data_since = 0.0
         self.smtputf8 = False
 
     async def upgrade(self) -> None:
@@ -396,6 +407,10 @@ class Session(SMTP):
         except Exception:
             self.log.exception("smtp_error", stage="connect")
             raise SessionEnd(reply.UNEXPECTED_FAILURE, "error in connected()") from None
+        if self._input and not engine.lmtp:
+            self._early = len(self._input)
+            self.facts.early_talker = True
+            metrics.add("smtp_early_talkers")
         self.say_wire(engine.greeting)
 
     async def _command(self) -> None:

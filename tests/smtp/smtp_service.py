@@ -51,6 +51,8 @@ class Policy:
     per_recipient: Callable[[Recipient], Reply] = lambda recipient: QUEUED
     passwords: dict[str, str] = field(default_factory=lambda: {"alice@example.test": "geheim"})
     hold_data: bool = False  # data() waits for `release`
+    hold_greeting: bool = False  # connected() waits for `greet`
+    greet: asyncio.Event = field(default_factory=asyncio.Event)
     delivered: list[Delivered] = field(default_factory=list)
     closed_sessions: list[tuple[SessionFacts, Mapping[str, int]]] = field(default_factory=list)
     logins: list[tuple[str, str]] = field(default_factory=list)
@@ -58,6 +60,8 @@ class Policy:
     release: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def connected(self, session: SessionFacts) -> None:
+        if self.hold_greeting:
+            await self.greet.wait()
         if self.refuse_connection is not None:
             raise self.refuse_connection
 
