@@ -37,7 +37,7 @@ async def test_one_line_says_everything(rig: Rig) -> None:
     assert line["queue_id"] == accepted["queue_id"]
     assert line["session"] == accepted["session"]
     assert line["verdict"] == "accept"
-    assert line["check"] == "iprev=pass helo=ok spf=pass spf=pass dkim=pass arc=none dmarc=pass"
+    assert line["check"] == "iprev=pass helo=ok early_talker=ok spf=pass spf=pass dkim=pass arc=none dmarc=pass"
     assert line["rcpt_to"] == f"{ALICE},{BOB}"
     assert line["reply"] == ""
 
