@@ -17,6 +17,7 @@ from pymx.config.model import Config
 from pymx.ms.removed import purge
 from pymx.ms.sweep import sweep
 from pymx.mta.deliver import Deliver
+from pymx.mta.rotate import Rotation
 from pymx.queue.item import Report
 from pymx.mta.tls_lookup import TlsPolicies
 from pymx.queue.manager import Manager
@@ -61,6 +62,9 @@ class RunnerSide:
         await self._open_control(stack, manager, reports)
         housekeeping = asyncio.get_running_loop().create_task(self._keep_house())
         stack.callback(housekeeping.cancel)
+        rotation = Rotation(rooms.resolver, rooms.site.data_dir / "dkim", config.dkim)
+        rotating = asyncio.get_running_loop().create_task(rotation.run())
+        stack.callback(rotating.cancel)
 
     async def _gave_up(self, report: Report) -> None:
         # a stranger's message for a mailbox here goes whole to the postmaster; our own users get a DSN

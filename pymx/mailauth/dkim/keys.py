@@ -163,8 +163,14 @@ def generate(
     wanted = "rsa-sha256" if algorithm == "rsa" else "ed25519-sha256"
     if any(k.algorithm == wanted for k in in_use) and not _active_selectors(folder):
         activate(directory, domain, [k.selector for k in in_use])
-    _write(path, pem)
+    write_private(path, pem)
     return load(path, domain)
+
+
+def is_private(directory: Path, key: SigningKey) -> bool:
+    """May nobody but its owner read the key's file?"""
+    path = domain_directory(directory, key.domain) / f"{key.selector}.pem"
+    return not path.stat().st_mode & 0o077
 
 
 def activate(directory: Path, domain: str, selectors: list[str]) -> None:
@@ -173,14 +179,15 @@ def activate(directory: Path, domain: str, selectors: list[str]) -> None:
     for selector in selectors:
         if not (folder / f"{selector}.pem").exists():
             raise KeyUnusable(f"{domain} has no key of selector {selector}")
-    _write(folder / _ACTIVE, "".join(f"{s}\n" for s in selectors).encode("ascii"))
+    write_private(folder / _ACTIVE, "".join(f"{s}\n" for s in selectors).encode("ascii"))
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_private(path: Path, data: bytes) -> None:
     """Write a private file so that it is there whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
+        os.fchmod(fd, 0o600)  # also when the file was left there by somebody with another umask
         os.write(fd, data)
         os.fsync(fd)
     finally:
