@@ -175,6 +175,9 @@ class _Run:
         if hop.tls is TlsMode.NONE:
             return Plan((Demand(How.PLAIN),), None)
         return Plan((Demand(How.OPPORTUNISTIC), Demand(How.PLAIN)), None)
+            if connection.demand not in (await self._plan(connection.host)).ladder:
+                connection.close()  # the domain asks for more than it did when this was opened
+                continue
 
     async def _open(self, host: Host, demand: Demand) -> Connection:
         deliver = self._deliver

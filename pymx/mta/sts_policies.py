@@ -35,7 +35,7 @@ _IN_USE_S = 30 * _DAY_S
 _MEMORY = 10_000  # policies and their absence in memory
 _FAILURES = 10_000
 _MEMORY_S = 3600.0
-_LIMITS = Limits(MAX_POLICY_OCTETS, 30)
+_TIMEOUT_S = 30.0
 _MAX_ADDRESSES = 4
 _REFRESH_EVERY_S = 600
 _REFRESH_AT_ONCE = 1000
@@ -55,7 +55,7 @@ class _Known:
 
 
 class StsPolicies:
-    """Policies for one event loop. `https_port` is 443 everywhere but in tests."""
+    """Policies for one event loop. `https_port` and `timeout_s` are others only in tests."""
 
     def __init__(
         self,
@@ -65,6 +65,7 @@ class StsPolicies:
         allow_private: bool = False,
         ca_file: str = "",
         https_port: int = 443,
+        timeout_s: float = _TIMEOUT_S,
         failed: Failed | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -73,6 +74,7 @@ class StsPolicies:
         self._allow_private = allow_private
         self._ca_file = ca_file
         self._port = https_port
+        self._limits = Limits(MAX_POLICY_OCTETS, timeout_s)
         self._failed = failed
         self._clock = clock
         self._context: ssl.SSLContext | None = None
@@ -220,7 +222,7 @@ class StsPolicies:
         port = "" if self._port == 443 else f":{self._port}"
         return await get(
             f"https://{host}{port}/.well-known/mta-sts.txt",
-            addresses=usable, context=self._tls(), content_type="text/plain", limits=_LIMITS,
+            addresses=usable, context=self._tls(), content_type="text/plain", limits=self._limits,
         )  # fmt: skip
 
     def _tls(self) -> ssl.SSLContext:

@@ -76,6 +76,7 @@ class TlsPolicies:
         """Begin to keep policies fresh."""
         if self.sts is not None:
             self._refresher = asyncio.get_running_loop().create_task(self.sts.keep_fresh())
+            self._refresher.add_done_callback(self._refresher_ended)
 
     async def close(self) -> None:
         if self._refresher is not None:
@@ -83,6 +84,11 @@ class TlsPolicies:
             await asyncio.gather(self._refresher, return_exceptions=True)
         if self._state is not None:
             await self._state.close()
+
+    def _refresher_ended(self, task: asyncio.Task[None]) -> None:
+        """It never ends by itself. Mail flows without it, but policies get old."""
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("sts_refresher_failed", reason=repr(task.exception()))
 
     async def plan(self, domain: str, host: Host, wish: Wish) -> Plan:
         """What to do at a mail server of a domain."""

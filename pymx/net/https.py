@@ -9,6 +9,7 @@ aiohttp is loaded by the first call: most servers that never send mail to such d
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from collections.abc import Sequence
@@ -65,7 +66,17 @@ async def get(
         async def close(self) -> None:
             pass
 
-    connector = aiohttp.TCPConnector(resolver=Given(), ssl=context, use_dns_cache=False, force_close=True)
+    sockets: list[socket.socket] = []
+
+    def kept(address: Sequence[object]) -> socket.socket:
+        """A socket as aiohttp would make it. `address` is what getaddrinfo gives for one."""
+        family, kind, protocol = address[:3]
+        made = socket.socket(family, kind, protocol)  # type: ignore[arg-type]  # three numbers, which it has no type for
+        made.setblocking(False)
+        sockets.append(made)
+        return made
+
+    connector = aiohttp.TCPConnector(resolver=Given(), ssl=context, use_dns_cache=False, socket_factory=kept)
     try:
         async with (
             aiohttp.ClientSession(
@@ -86,6 +97,11 @@ async def get(
         raise FetchError(f"no answer within {limits.timeout_s:g} s") from None
     except (aiohttp.ClientError, OSError, ValueError) as e:
         raise FetchError(str(e) or type(e).__name__) from None
+    finally:
+        for one in sockets:
+            # a peer that does not answer would not say goodbye in TLS either, and be waited for
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
 
 
 async def _body(response: aiohttp.ClientResponse, content_type: str, octets: int) -> bytes:
