@@ -117,6 +117,9 @@ class _Run:
     async def _over_kept_connection(self) -> None:
         """Over a connection that was kept, if one is still alive."""
         while (connection := self._deliver._kept.take(self._kept_key)) is not None:
+            if connection.demand not in (await self._plan(connection.host)).ladder:
+                connection.close()  # the domain asks for more than it did when this was opened
+                continue
             try:
                 await self._transact(connection)
             except Broken as e:
@@ -175,9 +178,6 @@ class _Run:
         if hop.tls is TlsMode.NONE:
             return Plan((Demand(How.PLAIN),), None)
         return Plan((Demand(How.OPPORTUNISTIC), Demand(How.PLAIN)), None)
-            if connection.demand not in (await self._plan(connection.host)).ladder:
-                connection.close()  # the domain asks for more than it did when this was opened
-                continue
 
     async def _open(self, host: Host, demand: Demand) -> Connection:
         deliver = self._deliver
