@@ -91,7 +91,7 @@ async def measure_delivery(directory: Path, messages: int, port: int) -> dict[st
     outbound = Outbound(route=[Route(domain="*", host="127.0.0.1", port=port, tls="none")])
     deliver = Deliver(Resolver(Dns(nameservers=["127.0.0.1"])), outbound, "mx.example.test")
     async with opened(directory / "deliver", outbound) as queue:
-        manager = Manager(queue, deliver.attempt, told, told)
+        manager = Manager(queue, deliver.attempt, told, told, find_place=deliver.place)
         async with asyncio.TaskGroup() as group:
             group.create_task(manager.run())
             while queue.wake == queue._wake_runner:

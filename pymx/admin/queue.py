@@ -1,4 +1,4 @@
-"""pymxctl queue list|show|retry|hold|release|remove|rebuild.
+"""pymxctl queue list|show|retry|hold|release|remove|paces|rebuild.
 
 Reads and changes the queue's state directly, so it works while the server runs and while it doesn't; a running one is
 told to look, and would see it within a second anyway.
@@ -21,8 +21,12 @@ from pymx.queue import browse
 from pymx.queue.browse import Selection
 from pymx.queue.files import DamagedFile, Files
 from pymx.queue.item import QueueId
+from pymx.queue.pace import Pace, Rules
+from pymx.queue.pacefile import load
+from pymx.queue.place import Limits
 from pymx.queue.rebuild import rebuild
 from pymx.queue.state import State, StateDamaged
+from pymx.queue.window import is_of_use
 
 _PAGE = 1000
 
@@ -42,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("remove", "delete without telling the sender"),
     ):
         _add_selection(verbs.add_parser(verb, help=text), required=True)
+    verbs.add_parser("paces", help="providers and destinations that are slowed down, dead or counted")
     verbs.add_parser("rebuild", help="make the state database anew from the message files")
 
 
@@ -60,6 +65,8 @@ def run(args: argparse.Namespace, context: Context) -> int:
         raise CtlError(f"there is no queue at {directory}; is data_dir right, and has the server run?")
     if args.verb == "rebuild":
         return _rebuild(directory, context)
+    if args.verb == "paces":
+        return _paces(directory, context)
     with _opened(directory) as (state, files):
         if args.verb == "show":
             return _show(state, files, args.queue_id, context)
@@ -195,6 +202,25 @@ def _show(state: State, files: Files, queue_id: str, context: Context) -> int:
     print("\nheader:")
     for line in header:
         print("  " + "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in line))
+    return Exit.OK
+
+
+def _paces(directory: Path, context: Context) -> int:
+    """As the runner wrote them some seconds ago, or at its end."""
+    now = time.time()
+    rows: list[tuple[object, ...]] = []
+    for name, saved in sorted(load(directory).items()):
+        pace = Pace(Limits(1, 1), Rules(0.0, 0.0))
+        pace.restore(saved, now)
+        if not is_of_use(saved, now):
+            continue
+        paused = pace.paused_until > now
+        state = ("dead" if pace.deaths else "slowed down") if paused else "sending"
+        until = (_iso if context.json else _local)(pace.paused_until) if paused else ""
+        rows.append((name, state, until, pace.reason if paused else "", pace.sent_today))
+    context.out.table(
+        ["Provider or hosts", "State", "Until", "Reason", "Sent today (UTC)"], rows, empty="nothing is slowed down"
+    )
     return Exit.OK
 
 

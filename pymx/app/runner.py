@@ -32,6 +32,7 @@ class RunnerSide:
         self._rooms = rooms
         self._config = rooms.config
         self._failed = failed
+        self._sources: Callable[[], dict[str, object]] = dict
         self._log = log.get("app").bind(role="runner")
 
     async def start(self, stack: contextlib.AsyncExitStack) -> None:
@@ -44,6 +45,8 @@ class RunnerSide:
             rooms.resolver, config.outbound, config.hostname, own_addresses=_own_addresses(config), tls=tls
         )
         stack.push_async_callback(deliver.close)
+        deliver.start()
+        self._sources = deliver.sources.status
         manager = Manager(
             rooms.queue,
             deliver.attempt,
@@ -53,6 +56,7 @@ class RunnerSide:
                 attempt.queue_id, attempt.envelope, attempt.content
             ),
             delivered=rooms.bounce.delivered,
+            find_place=deliver.place,
         )
         task = asyncio.get_running_loop().create_task(manager.run())
         task.add_done_callback(self._ended)
@@ -85,7 +89,12 @@ class RunnerSide:
             return None
 
         async def status(_arguments: dict[str, object]) -> object:
-            return {"version": __version__, "pid": os.getpid(), "counts": metrics.snapshot()}
+            return {
+                "version": __version__,
+                "pid": os.getpid(),
+                "source_addresses": self._sources(),
+                "counts": metrics.snapshot(),
+            }
 
         control = Control(
             Path(self._config.control.socket),

@@ -10,9 +10,10 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
-from pymx.config.model import Config
+from pymx.config.model import BUILT_IN_PROVIDERS, Config, Outbound
 from pymx.config.zones import ZoneError, parse_zone
 
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9\-]{0,61}[a-z0-9])?\Z", re.IGNORECASE)
@@ -233,9 +234,13 @@ def _outbound(config: Config) -> Iterator[str]:
             yield _error(f"{key}: domain", route.domain, "expected a domain, or *")
         if not _is_host_name(route.host) and not _is_address_of_host(route.host.strip("[]")):
             yield _error(f"{key}: host", route.host, "expected a name or an address")
-        if bool(route.username) != bool(route.password_file):
+        if route.password_file and route.password_credential:
+            yield _error(f"{key}: password_credential", route.password_credential, "password_file is set already")
+        elif bool(route.username) != bool(route.password_file or route.password_credential):
             missing = "password_file" if route.username else "username"
             yield _error(f"{key}: {missing}", "", "username and password_file belong together: set both or none")
+        if route.password_credential:
+            yield from _credential(f"{key}: password_credential", route.password_credential)
         for name, path in (("password_file", route.password_file), ("ca_file", route.ca_file)):
             if path:
                 yield from _readable(f"{key}: {name}", path)
@@ -243,6 +248,7 @@ def _outbound(config: Config) -> Iterator[str]:
             yield _error(
                 f"{key}: tls", route.tls, "would send the password in the clear; expected verified or implicit"
             )
+    yield from _providers(outbound)
     for address in outbound.source_addresses:
         if not _is_address_of_host(address):
             yield _error("[outbound] source_addresses", address, "expected an address of this host")
@@ -250,6 +256,33 @@ def _outbound(config: Config) -> Iterator[str]:
         yield _error("[outbound] retry_max_s", outbound.retry_max_s, "expected at least retry_first")
     if outbound.lifetime_s <= outbound.retry_first_s:
         yield _error("[outbound] lifetime_s", outbound.lifetime_s, "expected more than retry_first")
+
+
+def _providers(outbound: Outbound) -> Iterator[str]:
+    for number, provider in enumerate(outbound.provider, 1):
+        key = f"[outbound] provider {number}"
+        if not provider.name:
+            yield _error(f"{key}: name", "", "expected a name")
+        elif provider.name in [p.name for p in outbound.provider[: number - 1]]:
+            yield _error(f"{key}: name", provider.name, "there is one of this name already")
+        if not provider.mx and provider.name not in BUILT_IN_PROVIDERS:
+            yield _error(f"{key}: mx", provider.mx, "expected the names of its mail servers, such as .example.net")
+        for name in provider.mx:
+            if not _is_host_name(name.removeprefix(".")):
+                yield _error(f"{key}: mx", name, "expected a host name, or a domain such as .example.net")
+    if outbound.warm_up_since:
+        try:
+            date.fromisoformat(outbound.warm_up_since)
+        except ValueError:
+            yield _error("[outbound] warm_up_since", outbound.warm_up_since, "expected a day such as 2026-01-31")
+
+
+def _credential(key: str, name: str) -> Iterator[str]:
+    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    if "/" in name or name in (".", ".."):
+        yield _error(key, name, "expected a name, as in the unit's LoadCredential=")
+    elif directory:  # by hand, outside of the unit, there is nothing to look at
+        yield from _readable(key, os.path.join(directory, name))
 
 
 def _reports(config: Config) -> Iterator[str]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from pymx.config.model import Config, Route
+from pymx.config.model import Config, Provider, Route
 
 # what an administrator has to look at; all else stands in pymx.toml as a comment with its default
 _EXAMPLES: dict[str, object] = {
@@ -104,6 +104,8 @@ def settings_page() -> str:
         out += [f"## [{name}]", _doc(struct), _table(settings(struct, name))]
         if name == "outbound":
             out += ["### Keys of a route", _doc(Route), f"    {_ROUTE_EXAMPLE}", _table(settings(Route, "route"))]
+            out += ["### Keys of a provider", _doc(Provider), f"    {_PROVIDER_EXAMPLE}"]
+            out += [_table(settings(Provider, "provider"))]
     return "\n\n".join(part.strip("\n") if i else part.strip() for i, part in enumerate(out)) + "\n"
 
 
@@ -119,6 +121,8 @@ def _toml_lines(setting: Setting) -> str:
         lines.append(f"#{setting.key} = {_toml_value(setting.default)}")
     if setting.path == "outbound.route":
         lines.append(f"# for example: {_ROUTE_EXAMPLE}")
+    if setting.path == "outbound.provider":
+        lines.append(f"# for example: {_PROVIDER_EXAMPLE}")
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct, field
 
 Positive = Annotated[int, Meta(ge=1)]
 NonNegative = Annotated[int, Meta(ge=0)]
+BUILT_IN_PROVIDERS = ("google", "yahoo", "microsoft-consumer", "microsoft-365", "apple", "proton", "gmx")
 
 
 def _doc(text: str) -> Meta:
@@ -290,13 +291,34 @@ class Route(Struct, forbid_unknown_fields=True, frozen=True):
     ] = "opportunistic"
     username: Annotated[str, _doc("login; empty = none")] = ""
     password_file: Annotated[str, _doc("file with the password")] = ""
+    password_credential: Annotated[
+        str, _doc("instead of password_file: name of a systemd credential (LoadCredential=) with the password")
+    ] = ""
     ca_file: Annotated[str, _doc("trusted roots for verified and implicit; empty = the system's")] = ""
+
+
+class Provider(Struct, forbid_unknown_fields=True, frozen=True):
+    """Limits for one provider, in place of or beside those that are built in; 0 = as built in, or as for everybody."""
+
+    name: Annotated[
+        str, _doc("google, yahoo, microsoft-consumer, microsoft-365, apple, proton, gmx, or a name of your own")
+    ]
+    mx: Annotated[
+        list[str], _doc("its mail servers: names, or domains such as .example.net; not needed for a built-in one")
+    ] = field(default_factory=list)
+    max_connections: Annotated[NonNegative, _doc("connections at the same time")] = 0
+    max_messages_per_connection: Annotated[NonNegative, _doc("then a new connection is made")] = 0
+    messages_per_minute: Annotated[NonNegative, _doc("messages in any minute; 0 = no limit")] = 0
+    messages_per_hour: Annotated[NonNegative, _doc("messages in any hour; 0 = no limit")] = 0
 
 
 class Outbound(Struct, forbid_unknown_fields=True, frozen=True):
     """The queue and delivery to other servers."""
 
-    route: Annotated[list[Route], _doc("smarthosts; the first whose domain fits is taken")] = field(
+    route: Annotated[
+        list[Route], _doc("smarthosts; the first whose domain fits is taken, then others of that same domain in order")
+    ] = field(default_factory=list)
+    provider: Annotated[list[Provider], _doc("limits for providers, told by their mail servers")] = field(
         default_factory=list
     )
     port: Annotated[Annotated[int, Meta(ge=1, le=65535)], _doc("port of remote servers")] = 25
@@ -316,13 +338,21 @@ class Outbound(Struct, forbid_unknown_fields=True, frozen=True):
     )
     delay_notice_s: Annotated[NonNegative, _doc("when the sender is told that a message is late; 0 = never")] = 14_400
     max_deliveries: Annotated[Positive, _doc("deliveries at the same time")] = 50
-    max_per_destination: Annotated[Positive, _doc("of them to one destination")] = 5
+    max_per_destination: Annotated[
+        Positive, _doc("of them to one destination; it begins with two, and grows with success")
+    ] = 5
     connect_timeout_s: Annotated[Positive, _doc("wait for a connection to one address")] = 30
     command_timeout_s: Annotated[Positive, _doc("wait for a reply")] = 300
     data_timeout_s: Annotated[Positive, _doc("wait for the reply to the final dot (RFC 5321: 10 min)")] = 600
     keep_connection_s: Annotated[NonNegative, _doc("how long an idle connection is kept for the next message")] = 5
     max_messages_per_connection: Annotated[Positive, _doc("then a new connection is made")] = 100
     max_queue_messages: Annotated[Positive, _doc("messages in the queue, then 452")] = 200_000
+    warm_up_since: Annotated[
+        str, _doc("YYYY-MM-DD: the day from which a new address sends; from then on few a day, and more; empty = off")
+    ] = ""
+    warm_up_first: Annotated[Positive, _doc("messages to each provider or other destination on that first day")] = 50
+    warm_up_growth: Annotated[NonNegative, _doc("percent more on each further day")] = 50
+    warm_up_days: Annotated[Positive, _doc("after as many days there is no ceiling any more")] = 30
 
 
 class Dkim(Struct, forbid_unknown_fields=True, frozen=True):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import datetime as dt
+import os
 import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -137,12 +138,12 @@ class Connection:
 
     @classmethod
     async def open(
-        cls, host: Host, hop: Hop, outbound: Outbound, hostname: str, contexts: Contexts, demand: Demand
-    ) -> Connection:
-        """Connect, greet, start TLS as `demand` wants it, log in as the hop does. Raises Broken."""
+        cls, host: Host, hop: Hop, outbound: Outbound, hostname: str, contexts: Contexts, demand: Demand,
+        source: str = "",
+    ) -> Connection:  # fmt: skip
+        """Connect from `source`, greet, start TLS as `demand` wants it, log in as the hop does. Raises Broken."""
         loop = asyncio.get_running_loop()
         implicit = demand.how is How.IMPLICIT
-        source = _source(outbound.source_addresses, host.address)
         try:
             context = contexts.verified(demand.ca_file) if implicit else None
             async with asyncio.timeout(outbound.connect_timeout_s):
@@ -252,7 +253,7 @@ class Connection:
         offered = self._extensions.get("auth", "").upper().split()
         loop = asyncio.get_running_loop()
         try:
-            text = await loop.run_in_executor(None, Path(hop.password_file).read_text, "utf-8")
+            text = await loop.run_in_executor(None, _secret_file(hop).read_text, "utf-8")
         except (OSError, UnicodeDecodeError) as e:
             raise Broken(Phase.AUTH, Event.NOT_OFFERED, f"password_file: {e}") from e
         password = text.removesuffix("\n")
@@ -544,6 +545,11 @@ def _base64(text: str) -> str:
     return base64.b64encode(text.encode("utf-8")).decode("ascii")
 
 
-def _source(addresses: Sequence[str], to: str) -> str:
-    """The first configured source address of the family of `to`."""
-    return next((a for a in addresses if (":" in a) == (":" in to)), "")
+def _secret_file(hop: Hop) -> Path:
+    """Where the password is. Raises FileNotFoundError when systemd passed no credentials."""
+    if not hop.password_credential:
+        return Path(hop.password_file)
+    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    if not directory:
+        raise FileNotFoundError(f"credential {hop.password_credential}: $CREDENTIALS_DIRECTORY is not set")
+    return Path(directory, hop.password_credential)

@@ -3,13 +3,16 @@
 `attempt` never raises for what a remote or the network does. Recipients that share a next hop go in one transaction (at
 most a hundred at a time); each gets the outcome of its own reply. What a failure leads to is decided by `mta.trouble`.
 
-A connection that worked is kept for `[outbound] keep_connection_s`, so the next message to the same hop needs no new
-one. A kept connection that turns out to be dead is no failure: the message goes over a new one.
+A connection that worked is kept for `[outbound] keep_connection_s` (`mta.kept`), so the next message to the same hop
+needs no new one. A kept connection that turns out to be dead is no failure: the message goes over a new one.
+
+A reply by which a provider wants us to slow down ends the attempt there: its other hosts would say the same.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Sequence
 from contextlib import aclosing
 
@@ -19,14 +22,19 @@ from pymx.mail.envelope import Recipient
 from pymx.mail.status import split_status
 from pymx.mail.tls_result import TlsResult
 from pymx.mta.client import MAX_RECIPIENTS, Broken, Connection, Contexts, has_ascii_form
+from pymx.mta.kept import Kept
 from pymx.mta.mx import Host, MxLookup, Unroutable
-from pymx.mta.route import Hop, TlsMode, by_hop
+from pymx.mta.providers import Providers
+from pymx.mta.route import Hop, TlsMode, by_hops
+from pymx.mta.sources import Sources
 from pymx.mta.tls_lookup import Level, TlsPolicies
 from pymx.mta.tls_policy import Demand, How, Plan, Refusal, Wish, wish
 from pymx.mta.trouble import Action, Event, Phase, Remote, Verdict, judge, last_host
 from pymx.mta.wire import BareNewline
-from pymx.queue.destination import routing_domain
+from pymx.queue.destination import is_routed, routing_domain
 from pymx.queue.item import Attempt, Outcome, Result
+from pymx.queue.place import Kind, Limits, Place, Strain
+from pymx.resolver.answer import NoRecords, NoSuchDomain, TemporaryDnsError
 from pymx.resolver.resolver import Resolver
 
 _LEVELS = {How.DANE: Level.DANE, How.VERIFIED: Level.VERIFIED}
@@ -55,20 +63,45 @@ class Deliver:
         self._mx = MxLookup(
             resolver, own_names=[hostname], own_addresses=own_addresses, allow_private=outbound.allow_private
         )
-        self._kept = _Kept(outbound)
+        self._resolver = resolver
+        self._providers = Providers(outbound)
+        self._limits = Limits(outbound.max_per_destination, outbound.max_messages_per_connection)
+        self._kept = Kept(outbound)
+        self.sources = Sources(resolver, outbound)
+
+    def start(self) -> None:
+        """Begin to check our own addresses. Without it nothing is known against them."""
+        self.sources.start()
+
+    async def place(self, destination: str) -> Place:
+        """Where a destination of the queue leads: by the names of its best mail servers."""
+        if is_routed(self._outbound.route, destination):
+            return Place(destination, destination, self._limits)
+        hosts: list[str] = []
+        if not destination.startswith("["):
+            try:
+                records = await self._resolver.mx(destination)
+            except (NoSuchDomain, NoRecords, TemporaryDnsError):
+                records = []
+            best = min((preference for preference, _ in records), default=0)
+            hosts = [host for preference, host in records if preference == best and host]
+        return self._providers.place(destination, hosts)
 
     async def attempt(self, attempt: Attempt) -> list[Outcome]:
         """Try every recipient; their outcomes in order."""
         recipients = attempt.envelope.recipients
+        place = attempt.place or Place(attempt.destination, attempt.destination, self._limits)
         outcomes: dict[int, Outcome] = {}
-        for hop, places in by_hop(self._outbound, [routing_domain(r.address) for r in recipients]).items():
-            run = _Run(self, attempt, hop, places)
-            await run.run()
-            outcomes.update(run.outcomes)
+        with self._kept.work(place):
+            for hops, places in by_hops(self._outbound, [routing_domain(r.address) for r in recipients]).items():
+                run = _Run(self, attempt, place, hops, places)
+                await run.run()
+                outcomes.update(run.outcomes)
         return [outcomes[n] for n in range(len(recipients))]
 
     async def close(self) -> None:
         """Hang up all kept connections."""
+        await self.sources.close()
         closing = self._kept.close()
         try:
             async with asyncio.timeout(_CLOSE_S):
@@ -80,39 +113,63 @@ class Deliver:
 
 
 class _Run:
-    """One attempt at one hop. `pending` are the places of recipients without an outcome yet."""
+    """One attempt at the hops of some recipients. `pending` are the places of those without an outcome yet."""
 
-    def __init__(self, deliver: Deliver, attempt: Attempt, hop: Hop, places: Sequence[int]) -> None:
+    def __init__(
+        self, deliver: Deliver, attempt: Attempt, place: Place, hops: Sequence[Hop], places: Sequence[int]
+    ) -> None:
         self._deliver = deliver
         self._attempt = attempt
-        self._hop = hop
+        self._place = place
+        self._hops = hops
+        self._hop = hops[0]
+        self._slowed = False
         self._pending = list(places)
         self._trouble: dict[int, tuple[Phase, Remote | Event, str, str, Host | None]] = {}
         self._wish = wish(attempt.envelope, attempt.content.head)
-        # what was connected to for one wish is not good enough, or too good, for another
-        self._kept_key = f"{hop.key} {self._wish.value}".rstrip()
         self._had_its_say: set[str] = set()  # addresses that answered over a kept connection
         self.outcomes: dict[int, Outcome] = {}
 
     async def run(self) -> None:
+        for hop in self._hops:
+            self._hop = hop
+            self._slowed = False
+            self._had_its_say.clear()
+            try:
+                await self._at_hop()
+            except Unroutable as e:
+                if hop is self._hops[-1]:
+                    self._settle_unroutable(e)
+            if not self._pending:
+                return
+        self._settle_rest()
+
+    @property
+    def _kept_key(self) -> str:
+        """What was connected to for one wish is not good enough, or too good, for another."""
+        return f"{self._hop.key} {self._wish.value}".rstrip()
+
+    @property
+    def _name(self) -> str:
+        """What is remembered of a destination is remembered by."""
+        return self._hop.host or self._hop.domain
+
+    async def _at_hop(self) -> None:
+        """Raises Unroutable."""
         await self._over_kept_connection()
-        if not self._pending:
+        if not self._pending or self._slowed:
             return
-        mx = self._deliver._mx
+        mx, sources = self._deliver._mx, self._deliver.sources
         hosts = mx.fixed(self._hop.host) if self._hop.host else mx.hosts(self._hop.domain)
         tried = 0
-        try:
-            async with aclosing(hosts) as addresses:  # type: ignore[type-var]  # both are generators
-                async for host in addresses:
-                    if host.address in self._had_its_say:
-                        continue
-                    await self._at(host)
-                    tried += 1
-                    if not self._pending or tried == _MAX_ADDRESSES:
-                        break
-        except Unroutable as e:
-            self._settle_unroutable(e)
-        self._settle_rest()
+        async with aclosing(sources.ordered(hosts, self._name, time.time())) as addresses:
+            async for host in addresses:
+                if host.address in self._had_its_say:
+                    continue
+                await self._at(host)
+                tried += 1
+                if not self._pending or self._slowed or tried == _MAX_ADDRESSES:
+                    break
 
     async def _over_kept_connection(self) -> None:
         """Over a connection that was kept, if one is still alive."""
@@ -157,6 +214,8 @@ class _Run:
                 self._note_broken(_unsafe(e, demand), host, "")
                 return
             metrics.add("outbound_connections")
+            deliver = self._deliver
+            deliver.sources.reached(self._name, host.address, time.time())
             await self._note_connection(plan, connection, reported)
             try:
                 await self._transact(connection)
@@ -181,9 +240,11 @@ class _Run:
 
     async def _open(self, host: Host, demand: Demand) -> Connection:
         deliver = self._deliver
+        deliver._kept.make_room(self._place)
+        source = deliver.sources.source_for(self._name, host.address)
         return await Connection.open(
-            host, self._hop, deliver._outbound, deliver._hostname, deliver._contexts, demand
-        )  # fmt: skip
+            host, self._hop, deliver._outbound, deliver._hostname, deliver._contexts, demand, source
+        )
 
     async def _note_connection(self, plan: Plan, connection: Connection, reported: Refusal | None) -> None:
         """Remember how good its TLS is, and tell the TLS report."""
@@ -235,7 +296,7 @@ class _Run:
                     self._note(n, phase, reply, connection.host, connection.tls, connection)
             done = set(places)
             todo = again + [n for n in todo if n not in done]
-        self._deliver._kept.give(self._kept_key, connection)
+        self._deliver._kept.give(self._kept_key, self._place, connection)
 
     def _together(self, todo: Sequence[int], connection: Connection) -> list[int]:
         """Whom the next transaction is for: those that the server could only take with SMTPUTF8 go apart."""
@@ -274,29 +335,37 @@ class _Run:
     def _follow(
         self, place: int, verdict: Verdict, phase: Phase, what: Remote | Event, words: str, host: Host, tls: str
     ) -> None:
+        strain = self._strain(phase, what)
+        if strain is not None and strain.kind is Kind.SLOW:
+            self._slowed = True
         if verdict.action is Action.FAIL:
-            self._settle(place, Result.FAILED, verdict.status, words, host, tls)
-        elif verdict.action is Action.DEFER:
-            self._settle(place, Result.DEFERRED, verdict.status, words, host, tls)
+            self._settle(place, Result.FAILED, verdict.status, words, host, tls, strain=strain)
+        elif verdict.action is Action.DEFER and not (phase is Phase.AUTH and self._hop is not self._hops[-1]):
+            self._settle(place, Result.DEFERRED, verdict.status, words, host, tls, strain=strain)
         elif what is not Event.NO_REQUIRETLS or place not in self._trouble:
             # a host that may do later says more than one that can't do what the message asks for
             self._trouble[place] = (phase, what, words, tls, host)
 
+    def _strain(self, phase: Phase, what: Remote | Event) -> Strain | None:
+        return self._deliver._providers.strain(self._place.site, phase, what)
+
     def _settle(
         self, place: int, result: Result, status: str, reply: str, host: Host | None, tls: str, *,
-        passed_on: bool = False,
+        passed_on: bool = False, strain: Strain | None = None,
     ) -> None:  # fmt: skip
         recipient: Recipient = self._attempt.envelope.recipients[place]
         self.outcomes[place] = Outcome(
-            recipient, result, status, reply, host.name if host else "", host.address if host else "", tls, passed_on
-        )
+            recipient, result, status, reply, host.name if host else "", host.address if host else "", tls, passed_on,
+            strain,
+        )  # fmt: skip
         self._pending.remove(place)
 
     def _settle_unroutable(self, e: Unroutable) -> None:
         for place in list(self._pending):
             if place not in self._trouble:
                 result = Result.DEFERRED if e.temporary else Result.FAILED
-                self._settle(place, result, e.status, str(e), None, "")
+                strain = Strain(Kind.DOWN, str(e)) if e.temporary else None
+                self._settle(place, result, e.status, str(e), None, "", strain=strain)
 
     def _settle_rest(self) -> None:
         """No host is left to try."""
@@ -304,66 +373,11 @@ class _Run:
             phase, what, words, tls, host = self._trouble[place]
             verdict = last_host(phase, what, judge(phase, what).status)
             result = Result.FAILED if verdict.action is Action.FAIL else Result.DEFERRED
-            self._settle(place, result, verdict.status, words, host, tls)
+            self._settle(place, result, verdict.status, words, host, tls, strain=self._strain(phase, what))
 
     def _fail_all(self, status: str, reply: str) -> None:
         for place in list(self._pending):
             self._settle(place, Result.FAILED, status, reply, None, "")
-
-
-class _Kept:
-    """Connections that wait for the next message, by hop."""
-
-    def __init__(self, outbound: Outbound) -> None:
-        self._keep_s = outbound.keep_connection_s
-        self._max_messages = outbound.max_messages_per_connection
-        self._limit = outbound.max_deliveries
-        self._kept: dict[str, list[tuple[Connection, asyncio.TimerHandle]]] = {}
-        self._count = 0
-
-    def take(self, key: str) -> Connection | None:
-        """One that is alive, or None."""
-        waiting = self._kept.get(key)
-        while waiting:
-            connection, timer = waiting.pop()
-            self._count -= 1
-            timer.cancel()
-            if not waiting:
-                del self._kept[key]
-            if connection.usable:
-                return connection
-            connection.abort()
-        return None
-
-    def give(self, key: str, connection: Connection) -> None:
-        full = self._count >= self._limit
-        if not connection.usable or connection.sent >= self._max_messages or not self._keep_s or full:
-            connection.close()
-            return
-        timer = asyncio.get_running_loop().call_later(self._keep_s, self._expire, key, connection)
-        self._kept.setdefault(key, []).append((connection, timer))
-        self._count += 1
-
-    def _expire(self, key: str, connection: Connection) -> None:
-        waiting = [entry for entry in self._kept.get(key, []) if entry[0] is not connection]
-        if waiting:
-            self._kept[key] = waiting
-        else:
-            self._kept.pop(key, None)
-        self._count -= 1
-        connection.close()
-
-    def close(self) -> list[Connection]:
-        """Begin to hang up; those that are not gone yet."""
-        closing = []
-        for waiting in self._kept.values():
-            for connection, timer in waiting:
-                timer.cancel()
-                connection.close()
-                closing.append(connection)
-        self._kept.clear()
-        self._count = 0
-        return closing
 
 
 def _unsafe(e: Broken, demand: Demand) -> Broken:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -74,7 +74,7 @@ class MxLookup:
         self._own_addresses = {str(ipaddress.ip_address(a)) for a in own_addresses}
         self._allow_private = allow_private
 
-    async def hosts(self, domain: str) -> AsyncIterator[Host]:
+    async def hosts(self, domain: str) -> AsyncGenerator[Host, None]:
         """Addresses to try, in order, looked up as they are needed. Raises Unroutable when there is not one."""
         if domain.startswith("["):
             yield self._literal(domain)
@@ -96,7 +96,7 @@ class MxLookup:
         if not any_host:
             raise trouble or Unroutable("5.4.4", f"{domain} has no mail server with an address")
 
-    async def fixed(self, host: str) -> AsyncIterator[Host]:
+    async def fixed(self, host: str) -> AsyncGenerator[Host, None]:
         """The addresses of a configured host; it may be private. Never fails for good: the setting may be mended."""
         try:
             ipaddress.ip_address(host)

@@ -1,4 +1,7 @@
-"""Where mail for a domain goes first: a smarthost of `[outbound] route`, or the domain's own servers. PURE."""
+"""Where mail for a domain goes first: a smarthost of `[outbound] route`, or the domain's own servers. PURE.
+
+Several routes for one domain are tried in their order, as several MX records would be.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pymx.config.model import Outbound, Route
-from pymx.queue.destination import matching_route
+from pymx.config.model import Outbound
+from pymx.queue.destination import matching_routes
 
 
 class TlsMode(enum.Enum):
@@ -28,36 +31,42 @@ class Hop:
     username: str = ""
     password_file: str = ""
     ca_file: str = ""
+    password_credential: str = ""
 
     @property
     def key(self) -> str:
         """What connections are kept under: two routes to one host differ when they log in or verify otherwise."""
         if not self.host:
             return self.domain
-        words = (f"{self.host}:{self.port}", self.tls.value, self.username, self.password_file, self.ca_file)
+        secret = self.password_file or self.password_credential
+        words = (f"{self.host}:{self.port}", self.tls.value, self.username, secret, self.ca_file)
         return " ".join(word for word in words if word)
 
 
-def hop(outbound: Outbound, domain: str) -> Hop:
-    """The next hop for a domain in A-labels: the first route that fits, else its MX."""
-    route: Route | None = matching_route(outbound.route, domain)
-    if route is None:
-        return Hop(domain, "", outbound.port, TlsMode.OPPORTUNISTIC)
-    return Hop(
-        domain,
-        route.host.strip("[]"),
-        route.port,
-        TlsMode(route.tls),
-        route.username,
-        route.password_file,
-        route.ca_file,
+def hops(outbound: Outbound, domain: str) -> tuple[Hop, ...]:
+    """The next hops for a domain in A-labels, in order: the routes that fit, else its MX alone."""
+    routes = matching_routes(outbound.route, domain)
+    if not routes:
+        return (Hop(domain, "", outbound.port, TlsMode.OPPORTUNISTIC),)
+    return tuple(
+        Hop(
+            domain,
+            route.host.strip("[]"),
+            route.port,
+            TlsMode(route.tls),
+            route.username,
+            route.password_file,
+            route.ca_file,
+            route.password_credential,
+        )
+        for route in routes
     )
 
 
-def by_hop(outbound: Outbound, domains: Sequence[str]) -> dict[Hop, list[int]]:
-    """The places of domains in a list, by their next hop; a route's domains share one."""
-    found: dict[str, tuple[Hop, list[int]]] = {}
+def by_hops(outbound: Outbound, domains: Sequence[str]) -> dict[tuple[Hop, ...], list[int]]:
+    """The places of domains in a list, by their next hops; a route's domains share one."""
+    found: dict[tuple[str, ...], tuple[tuple[Hop, ...], list[int]]] = {}
     for place, domain in enumerate(domains):
-        next_hop = hop(outbound, domain)
-        found.setdefault(next_hop.key, (next_hop, []))[1].append(place)
+        next_hops = hops(outbound, domain)
+        found.setdefault(tuple(hop.key for hop in next_hops), (next_hops, []))[1].append(place)
     return dict(found.values())

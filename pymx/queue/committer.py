@@ -269,10 +269,17 @@ class Committer:
         return removable
 
     def _mark(self, job: Record) -> None:
-        """Before the commit: a rebuilt queue must not send again what is known to have arrived."""
+        """Before the commit: a rebuilt queue must not send again what is known to have arrived.
+
+        A file that can't be marked is no reason to record nothing: only a rebuild would miss the marks, while a result
+        that is not recorded is an attempt made again, and one bad file would stop the others of the batch with it.
+        """
         for finished in job.finished:
             if finished.done and not (finished.whole and len(finished.done) == len(finished.item.numbers)):
-                self._files.mark_done(finished.item.queue_id, finished.done)
+                try:
+                    self._files.mark_done(finished.item.queue_id, finished.done)
+                except OSError as e:
+                    _log.error("queue_mark_failed", queue_id=finished.item.queue_id, error=str(e))
 
     def _unlink(self, job: Enqueue) -> None:
         for copy in job.linked:

@@ -16,6 +16,20 @@ def matching_route(routes: Sequence[Route], domain: str) -> Route | None:
     return next((r for r in routes if r.domain == "*" or r.domain.lower().rstrip(".") == domain), None)
 
 
+def matching_routes(routes: Sequence[Route], domain: str) -> list[Route]:
+    """The first route for a domain, and those to try after it: the others that name the same domain (or `*`)."""
+    first = matching_route(routes, domain)
+    if first is None:
+        return []
+    named = first.domain.lower().rstrip(".")
+    return [r for r in routes if r.domain.lower().rstrip(".") == named]
+
+
+def is_routed(routes: Sequence[Route], destination: str) -> bool:
+    """Whether a destination is the next hop of a route."""
+    return any(destination == f"{r.host}:{r.port}" for r in routes)
+
+
 def routing_domain(address: Address) -> str:
     """The domain to look up; a domain without an IDNA form stays as it is and will not be found."""
     try:

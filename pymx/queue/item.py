@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NewType
 
 from pymx.mail.envelope import Envelope, Recipient
+from pymx.queue.place import Place, Strain
 from pymx.spool import Content
 
 QueueId = NewType("QueueId", str)
@@ -49,6 +50,7 @@ class Outcome:
 
     `reply` is what the remote said, or our own words when no remote said anything (then `mx` is ""). `status` is an
     enhanced status code (RFC 3463). `dsn_passed_on`: the remote took over to report success (RFC 3461 s. 5.2.2).
+    `strain` is what it says about the place that was tried, for those that wait for the same.
     """
 
     recipient: Recipient
@@ -59,6 +61,7 @@ class Outcome:
     address: str = ""
     tls: str = ""
     dsn_passed_on: bool = False
+    strain: Strain | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Attempt:
     local: bool
     number: int
     arrived_s: float
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """The runner's side of the queue: what is tried when, by how many at a time, and what becomes of it.
 
-Memory holds an active window, not the queue: some thousand deliveries, new and deferred mail counted apart so that a
-heap of old mail never keeps new mail waiting, and at most a hundred of one destination, so that a slow one does not
-fill it. Slots go round the destinations in turn; a slot works through its destination's messages while nobody else
-wants it, so connections are reused.
+What is tried next is decided in `queue.window`, which holds some thousand deliveries, not the queue, and how fast each
+provider or destination may be sent to in `queue.pace`; both are pure. Here are the clock, the slots (one task each),
+and the look-ups of where destinations lead. What can't be tried for a while is put back with its time; it is told of
+and given up at its own times like everything that waits, but that is no attempt.
 
 Only one runner works at a time: it holds a lock on `<directory>/runner.lock` that the kernel drops when it dies. The
 next one then voids the leases and goes on at once. What is taken is leased; what ends is recorded in batches, and an
@@ -11,6 +11,9 @@ attempt whose end was not yet recorded when the runner died is made again.
 
 An exception in an attempt is logged and defers the message. A disk that fails when results are recorded stops new
 attempts until it works again.
+
+The paces (pauses, counts of the day) are written to `<directory>/pace.json` every few seconds and at the end, and read
+at the start: after a kill some seconds of counting may be missing.
 """
 
 from __future__ import annotations
@@ -28,21 +31,25 @@ from pymx import log, metrics
 from pymx.mail.envelope import Envelope
 from pymx.queue.files import DamagedFile, StoredMessage, only
 from pymx.queue.item import LOCAL, Attempt, Outcome, Report, Result
-from pymx.queue.lanes import Lanes
+from pymx.queue.pace import Change, Rules
+from pymx.queue.pacefile import load, save
+from pymx.queue.place import Kind, Limits, Place, Strain
 from pymx.queue.queue import Queue
 from pymx.queue.schedule import expires_at, has_expired, next_try, notice_is_due
-from pymx.queue.state import Finished, Item, Want
+from pymx.queue.state import Finished, Item
+from pymx.queue.window import Noted, Postpone, Start, Window
 
 _POLL_S = 1.0
-_WINDOW = 4000  # deliveries waiting in memory: of new mail, and as many of deferred
-_PER_DESTINATION = 100  # of them to one destination
-_PAGE = 256
 _MAX_UNRECORDED = 1000
+_LOOKUPS = 20  # of places, at the same time
+_SAVE_EVERY_S = 5.0
+_POSTPONED_AT_ONCE = 200  # then others get a turn
 
 _log = log.get("queue")
 
 Try = Callable[[Attempt], Awaitable[list[Outcome]]]
 Tell = Callable[[Report], Awaitable[None]]
+FindPlace = Callable[[str], Awaitable[Place]]
 
 
 class Manager:
@@ -50,12 +57,13 @@ class Manager:
 
     `attempt` tries remote destinations, `local_attempt` copies for mailboxes here; each gives one outcome per
     recipient, in order. `gave_up` is told of failed recipients before that is recorded, `delayed` of late ones,
-    `delivered` of delivered ones whose sender asked to know.
+    `delivered` of delivered ones whose sender asked to know. `find_place` says where a destination leads; without it
+    every destination is a place of its own.
     """
 
     def __init__(
         self, queue: Queue, attempt: Try, gave_up: Tell, delayed: Tell, *,
-        local_attempt: Try | None = None, delivered: Tell | None = None,
+        local_attempt: Try | None = None, delivered: Tell | None = None, find_place: FindPlace | None = None,
     ) -> None:  # fmt: skip
         self._queue = queue
         self._outbound = queue.outbound
@@ -64,13 +72,14 @@ class Manager:
         self._gave_up = gave_up
         self._delayed = delayed
         self._delivered = delivered
-        self._lanes = Lanes(self._outbound.max_per_destination)
+        self._find_place = find_place
+        self._limits = Limits(self._outbound.max_per_destination, self._outbound.max_messages_per_connection)
+        self._window = self._empty_window({})
         self._active = 0
         self._busy: set[tuple[str, str]] = set()
-        self._spilled: set[str] = set()
         self._after_id = 0
         self._after_due = (0.0, 0)
-        self._changes = -1
+        self._changes = (-1, -1)
         self._look_for_changes = True
         self._ends: list[Finished] = []
         self._ended = asyncio.Event()
@@ -79,29 +88,55 @@ class Manager:
         self._stopping = False
         self._finished = False  # no attempt runs any more
         self._group: asyncio.TaskGroup | None = None
+        self._looking: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Work until cancelled or stopped. Waits first until no other runner is alive."""
         lock = await self._lock()
         try:
             await self._queue.recover()
+            self._window = self._empty_window(await asyncio.to_thread(load, self._queue.directory))
             self._queue.wake = self._wake.set
             try:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._record_ends())
                     listener = group.create_task(self._listen())
+                    saver = group.create_task(self._save_paces())
                     async with asyncio.TaskGroup() as workers:
                         self._group = workers
                         await self._feed()
+                        for lookup in list(self._looking):
+                            lookup.cancel()
                     listener.cancel()
+                    saver.cancel()
                     self._finished = True
                     self._ended.set()
             finally:
                 if self._ends:
                     await self._queue.record(self._ends)
-                await self._queue.give_back([item.delivery for item in self._lanes.empty()])
+                await self._queue.give_back([item.delivery for item in self._window.empty()])
+                await asyncio.to_thread(save, self._queue.directory, self._window.saved(time.time()))
         finally:
             os.close(lock)
+
+    def _empty_window(self, saved: dict[str, dict[str, object]]) -> Window:
+        return Window(
+            self._limits, Rules.of(self._outbound), slots=self._outbound.max_deliveries,
+            placing=self._find_place is not None, known={LOCAL: Place(LOCAL, LOCAL, self._limits)},
+            saved=saved, now=time.time(),
+        )  # fmt: skip
+
+    async def _save_paces(self) -> None:
+        before: object = None
+        while True:
+            await asyncio.sleep(_SAVE_EVERY_S)
+            now = self._window.saved(time.time())
+            if now != before:
+                try:
+                    await asyncio.to_thread(save, self._queue.directory, now)
+                except OSError as e:
+                    _log.error("queue_unavailable", error=f"pace.json: {e}")
+                before = now
 
     def stop(self) -> None:
         """End `run` when the attempts that are being made have ended."""
@@ -144,10 +179,16 @@ class Manager:
             if more:
                 continue
             try:
-                async with asyncio.timeout(_POLL_S):
+                async with asyncio.timeout(self._wait_s()):
                     await self._wake.wait()
             except TimeoutError:
                 self._look_for_changes = True
+
+    def _wait_s(self) -> float:
+        """How long to do nothing, if nobody calls: until something may start because of the time, or for a look."""
+        if self._active >= self._outbound.max_deliveries or len(self._ends) > _MAX_UNRECORDED:
+            return _POLL_S
+        return min(_POLL_S, max(0.01, self._window.next_timer() - time.time()))
 
     async def _look(self) -> bool:
         """Fill the window; True when there was more than one look brings."""
@@ -159,33 +200,49 @@ class Manager:
             self._after_due = (0.0, 0)  # the clock was set back
         if len(self._ends) > _MAX_UNRECORDED:
             return False
-        refill = [d for d in self._spilled if self._lanes.waiting(d) <= _PER_DESTINATION // 2][:_PAGE]
-        want = Want(
-            now=now,
-            lease=os.getpid(),
-            after_id=self._after_id,
-            fresh_limit=max(0, min(_PAGE, _WINDOW - self._lanes.fresh)),
-            after_due=self._after_due,
-            deferred_limit=max(0, min(_PAGE, _WINDOW - self._lanes.deferred)),
-            per_destination=_PER_DESTINATION,
-            waiting=self._lanes.waiting_by_destination(),
-            refill=refill,
-        )
+        want = self._window.want(now, lease=os.getpid(), after_id=self._after_id, after_due=self._after_due)
         taken = await self._queue.take(want)
         self._after_id, self._after_due = taken.after_id, taken.after_due
-        self._spilled = (self._spilled - taken.refilled) | taken.spilled
+        self._window.taken(taken)
         for item in taken.items:
             if (item.queue_id, item.destination) not in self._busy:
-                self._lanes.add(item)
-        return taken.more
+                self._window.add(item, now)
+        self._start_lookups()
+        return taken.more or (bool(want.refill) and bool(taken.items) and self._window.hungry)
+
+    def _start_lookups(self) -> None:
+        for destination in self._window.to_place(max(0, _LOOKUPS - len(self._looking))):
+            assert self._group is not None
+            task = self._group.create_task(self._look_up(destination))
+            self._looking.add(task)
+            task.add_done_callback(self._looked_up)
+
+    async def _look_up(self, destination: str) -> None:
+        """Ask where a destination leads."""
+        assert self._find_place is not None
+        try:
+            place = await self._find_place(destination)
+        except Exception as e:  # the attempt will say what is wrong with it
+            _log.exception("delivery_crashed", key=destination, error=str(e))
+            place = Place(destination, destination, self._limits)
+        excess = self._window.place(destination, place, time.time())
+        self._start_workers()
+        if excess:
+            await self._queue.give_back([item.delivery for item in excess])
+
+    def _looked_up(self, task: asyncio.Task[None]) -> None:
+        self._looking.discard(task)
+        if not task.cancelled() and not self._stopping:
+            self._start_lookups()
 
     async def _notice_changes(self) -> None:
         changes = await self._queue.changes()
         if changes == self._changes:
             return
-        if self._changes >= 0:
-            await self._queue.give_back([item.delivery for item in self._lanes.empty()])
-            self._spilled.clear()
+        if self._changes[0] >= 0:
+            await self._queue.give_back([item.delivery for item in self._window.empty()])
+            if changes[1] != self._changes[1]:
+                self._window.forgive()
         self._changes = changes
         self._after_id, self._after_due = 0, (0.0, 0)
 
@@ -216,71 +273,106 @@ class Manager:
 
     def _start_workers(self) -> None:
         while self._active < self._outbound.max_deliveries and not self._stopping:
-            destination = self._lanes.enter()
-            if destination is None:
+            start = self._next(None)
+            if start is None:
                 return
             self._active += 1
             assert self._group is not None
-            self._group.create_task(self._work(destination))
+            self._group.create_task(self._work(start))
 
-    async def _work(self, destination: str) -> None:
-        """Work through a destination's messages until there are none or somebody else wants the slot."""
+    def _next(self, after: Start | None) -> Start | None:
+        """What to try now; what can't be tried for a while is put back on the way."""
+        for _ in range(_POSTPONED_AT_ONCE):
+            if len(self._ends) > _MAX_UNRECORDED:
+                return None
+            found = self._window.next(time.time(), after)
+            if not isinstance(found, Postpone):
+                return found
+            self._postpone(found)
+        self._wake.set()
+        return None
+
+    def _postpone(self, postponed: Postpone) -> None:
+        item, now = postponed.item, time.time()
+        late = notice_is_due(self._outbound, item.arrived_s, now, told=item.told)
+        if late or has_expired(self._outbound, item.arrived_s, now):
+            assert self._group is not None
+            self._group.create_task(self._conclude_postponed(postponed))
+            return
+        next_s = min(postponed.until_s, max(now, expires_at(self._outbound, item.arrived_s)))
+        self._finish(Finished(item, now, [], next_s, postponed=f"not tried before its time: {postponed.reason}"))
+
+    async def _conclude_postponed(self, postponed: Postpone) -> None:
+        """Without an attempt, the message's time is over, or its sender has to be told that it is late."""
+        item = postponed.item
+        message = await self._load(item)
+        if message is not None:
+            attempt = _attempt(item, message, None)
+            outcomes = _all_deferred(attempt.envelope, f"4.4.1 Not tried now: {postponed.reason}")
+            await self._conclude(item, message, attempt, outcomes, next_s=postponed.until_s)
+
+    async def _work(self, start: Start | None) -> None:
+        """One slot: one attempt after the other."""
         try:
-            while not self._stopping:
-                item = self._lanes.pop(destination)
-                if item is None:
-                    break
-                if destination in self._spilled and self._lanes.waiting(destination) <= _PER_DESTINATION // 2:
-                    self._wake.set()
-                key = (item.queue_id, item.destination)
+            while start is not None:
+                key = (start.item.queue_id, start.item.destination)
                 self._busy.add(key)
+                outcomes: Sequence[Outcome] = ()
                 try:
-                    await self._try(item)
+                    outcomes = await self._try(start.item, start.place)
                 except Exception as e:  # one message must not stop the others: it is tried again later
-                    _log.exception("delivery_crashed", queue_id=item.queue_id, error=str(e))
-                    self._end(item, time.time(), [], retry=True)
+                    _log.exception("delivery_crashed", queue_id=start.item.queue_id, error=str(e))
+                    self._end(start.item, time.time(), [], retry=True)
+                finally:
+                    self._note_end(start, outcomes)
                 while len(self._ends) > _MAX_UNRECORDED:
                     self._recorded.clear()
                     await self._recorded.wait()
-                if self._active >= self._outbound.max_deliveries and self._lanes.any_ready:
-                    break
+                if self._window.hungry:
+                    self._wake.set()
+                start = None if self._stopping else self._next(start)
         finally:
-            self._lanes.leave(destination)
             self._active -= 1
         self._start_workers()
-        if not self._lanes.any_ready:
+        if self._window.hungry or not self._window.fresh:
             self._wake.set()
 
-    async def _try(self, item: Item) -> None:
-        started = time.monotonic()
+    def _note_end(self, start: Start, outcomes: Sequence[Outcome]) -> None:
+        accepted = any(o.result is Result.DELIVERED for o in outcomes)
+        strains = [o.strain for o in outcomes if o.strain is not None]
+        strain = next((s for s in strains if s.kind is Kind.SLOW), None)
+        if strain is None and strains and len(strains) == len(outcomes):
+            strain = strains[0]  # nobody there had anything else to say
+        for noted in self._window.end(start, strain, accepted=accepted, now=time.time()):
+            _log_change(noted, strain)
+
+    async def _load(self, item: Item) -> StoredMessage | None:
+        """The message; None when it can't be had, and what follows is done."""
         try:
-            message = await self._queue.load(item.queue_id)
+            return await self._queue.load(item.queue_id)
         except FileNotFoundError:
             await self._queue.set_aside(item.queue_id, "the file is gone")
-            self._busy.discard((item.queue_id, item.destination))
-            return
         except DamagedFile as e:
             await self._queue.set_aside(item.queue_id, str(e))
-            self._busy.discard((item.queue_id, item.destination))
-            return
         except OSError as e:
             _log.error("queue_file_unreadable", queue_id=item.queue_id, error=str(e))
             self._end(item, time.time(), [], retry=True)
-            return
-        attempt = Attempt(
-            queue_id=item.queue_id,
-            destination=item.destination,
-            envelope=only(message.envelope, item.numbers),
-            content=message.content,
-            local=message.local,
-            number=item.attempts + 1,
-            arrived_s=message.arrived_s,
-        )
+            return None
+        self._busy.discard((item.queue_id, item.destination))
+        return None
+
+    async def _try(self, item: Item, place: Place) -> Sequence[Outcome]:
+        started = time.monotonic()
+        message = await self._load(item)
+        if message is None:
+            return ()
+        attempt = _attempt(item, message, place)
         outcomes = await self._outcomes(attempt)
         duration_ms = int((time.monotonic() - started) * 1000)
         for outcome in outcomes:
             _log_attempt(attempt, outcome, duration_ms)
         await self._conclude(item, message, attempt, outcomes)
+        return outcomes
 
     async def _outcomes(self, attempt: Attempt) -> list[Outcome]:
         run = self._local_attempt if attempt.destination == LOCAL else self._attempt
@@ -297,7 +389,7 @@ class Manager:
         return outcomes
 
     async def _conclude(
-        self, item: Item, message: StoredMessage, attempt: Attempt, outcomes: Sequence[Outcome]
+        self, item: Item, message: StoredMessage, attempt: Attempt, outcomes: Sequence[Outcome], *, next_s: float = 0.0
     ) -> None:
         """Tell whoever has to be told, then record."""
         now = time.time()
@@ -326,7 +418,7 @@ class Manager:
         if wanted and self._delivered is not None:
             await self._tell(self._delivered, "success_notice_failed", attempt, wanted)
         whole = len(item.numbers) == len(message.envelope.recipients)
-        self._end(item, now, numbered, told=told, whole=whole, arrived_s=arrived_s)
+        self._end(item, now, numbered, told=told, whole=whole, arrived_s=arrived_s, not_before_s=next_s)
 
     async def _tell(self, tell: Tell, event: str, attempt: Attempt, outcomes: Sequence[Outcome]) -> bool:
         report = Report(
@@ -349,13 +441,16 @@ class Manager:
 
     def _end(
         self, item: Item, now: float, outcomes: Sequence[tuple[int, Outcome]], *,
-        told: bool = False, whole: bool = False, arrived_s: float = 0.0, retry: bool = False,
+        told: bool = False, whole: bool = False, arrived_s: float = 0.0, retry: bool = False, not_before_s: float = 0.0,
     ) -> None:  # fmt: skip
         dice = random.random()  # noqa: S311  # jitter, not a secret
         next_s = next_try(
             self._outbound, arrived_s=now if retry else arrived_s, attempts=item.attempts + 1, now=now, dice=dice
         )
-        self._ends.append(Finished(item, now, outcomes, next_s, told, whole))
+        self._finish(Finished(item, now, outcomes, max(next_s, not_before_s), told, whole))
+
+    def _finish(self, finished: Finished) -> None:
+        self._ends.append(finished)
         self._ended.set()
 
     async def _record_ends(self) -> None:
@@ -377,6 +472,34 @@ class Manager:
             for finished in batch:
                 self._busy.discard((finished.item.queue_id, finished.item.destination))
             self._recorded.set()
+
+
+def _attempt(item: Item, message: StoredMessage, place: Place | None) -> Attempt:
+    return Attempt(
+        queue_id=item.queue_id,
+        destination=item.destination,
+        envelope=only(message.envelope, item.numbers),
+        content=message.content,
+        local=message.local,
+        number=item.attempts + 1,
+        arrived_s=message.arrived_s,
+        place=place,
+    )
+
+
+def _log_change(noted: Noted, strain: Strain | None) -> None:
+    """A place slows down, is dead, or lives again. The pause is told in whole seconds."""
+    if noted.change is Change.ALIVE:
+        _log.info("destination_alive", key=noted.name)
+        return
+    event = "provider_slowed" if noted.change is Change.SLOWED else "destination_dead"
+    _log_pause(event, noted, strain)
+
+
+def _log_pause(event: str, noted: Noted, strain: Strain | None) -> None:
+    pause_s = round(noted.pace.paused_until - time.time())
+    metrics.add(event)
+    _log.warning(event, key=noted.name, pause_s=pause_s, reason=strain.reason if strain else "")
 
 
 def _log_attempt(attempt: Attempt, outcome: Outcome, duration_ms: int) -> None:

@@ -180,8 +180,8 @@ class Queue:
         self._committer.submit(job)
         await _as_disk_error(job.done)
 
-    async def changes(self) -> int:
-        """A number that moves when somebody else altered what waits."""
+    async def changes(self) -> tuple[int, int]:
+        """Two numbers: see State.changes."""
         return await self._call(State.changes)
 
     async def told(self, queue_id: QueueId) -> bool:

@@ -73,7 +73,9 @@ class NewMessage:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A delivery in a runner's window. `numbers` are the waiting recipients' places in the envelope."""
+    """A delivery in a runner's window. `numbers` are the waiting recipients' places in the envelope, `told` whether the
+    sender was told of a delay.
+    """
 
     delivery: int
     queue_id: QueueId
@@ -82,11 +84,16 @@ class Item:
     attempts: int
     numbers: tuple[int, ...]
     next_s: float
+    arrived_s: float = 0.0
+    told: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The end of an attempt, to be recorded. `outcomes` are (number, Outcome); `next_s` counts for deferred ones."""
+    """The end of an attempt, to be recorded. `outcomes` are (number, Outcome); `next_s` counts for deferred ones.
+
+    With `postponed` (why) there was no attempt: only the time of the next one changes.
+    """
 
     item: Item
     at_s: float
@@ -94,6 +101,7 @@ class Finished:
     next_s: float
     told: bool = False
     whole: bool = False  # the item holds every recipient of the message
+    postponed: str = ""
 
     @property
     def done(self) -> list[int]:
@@ -110,9 +118,10 @@ class Want:
     fresh_limit: int
     after_due: tuple[float, int]  # (next_s, id)
     deferred_limit: int
-    per_destination: int
-    waiting: Mapping[str, int]  # destination → deliveries that wait in the window
-    refill: Sequence[str] = ()  # destinations that had more than fitted in
+    per_site: int
+    waiting: Mapping[tuple[str, bool], int]  # site and whether new mail → deliveries that wait in the window
+    sites: Mapping[str, str] = field(default_factory=dict)  # destination → site, where they differ
+    refill: Sequence[tuple[str, bool]] = ()  # destinations that had more (new, or deferred) than fitted in
 
 
 @dataclass(slots=True)
@@ -122,8 +131,8 @@ class Taken:
     items: list[Item] = field(default_factory=list)
     after_id: int = 0
     after_due: tuple[float, int] = (0.0, 0)
-    spilled: set[str] = field(default_factory=set)
-    refilled: set[str] = field(default_factory=set)
+    spilled: set[tuple[str, bool]] = field(default_factory=set)
+    refilled: set[tuple[str, bool]] = field(default_factory=set)
     more: bool = False
 
 
@@ -244,6 +253,13 @@ class State:
     def record(self, finished: Finished) -> bool:
         """Write down what an attempt led to. True when the message needs nothing more and its file may go."""
         db, item = self.db, finished.item
+        if finished.postponed:
+            db.execute(
+                "UPDATE delivery SET fresh = 0, lease = 0, next_s = ?, reason = ?"
+                " WHERE queue_id = ? AND destination = ?",
+                (finished.next_s, finished.postponed, item.queue_id, item.destination),
+            )
+            return False
         done = finished.done
         if finished.whole and len(done) == len(item.numbers):
             self.delete(item.queue_id, was_tried=item.attempts > 0)
@@ -308,27 +324,25 @@ class State:
             full = len(found) == want.deferred_limit
             taken.after_due = (found[-1][5], found[-1][0]) if full else (want.now, 0)
             taken.more = taken.more or full
-        for destination in want.refill:
-            free = room.left(destination)
-            found = []
-            for fresh in (1, 0):
-                found += self.db.execute(
-                    f"SELECT {columns} FROM delivery WHERE destination = ? AND fresh = ? AND next_s <= ?"  # noqa: S608
-                    " AND lease = 0 AND held = 0 ORDER BY next_s LIMIT ?",
-                    (destination, fresh, want.now, free),
-                ).fetchall()
+        for destination, fresh in want.refill:
+            found = self.db.execute(
+                f"SELECT {columns} FROM delivery WHERE destination = ? AND fresh = ? AND next_s <= ?"  # noqa: S608
+                " AND lease = 0 AND held = 0 ORDER BY next_s LIMIT ?",
+                (destination, fresh, want.now, room.left(destination, fresh=fresh)),
+            ).fetchall()
             known = {row[0] for row in rows}
             rows += room.admit([row for row in found if row[0] not in known])
-            taken.refilled.add(destination)
+            taken.refilled.add((destination, fresh))
         taken.spilled = room.spilled
         self.db.executemany("UPDATE delivery SET lease = ? WHERE id = ?", [(want.lease, row[0]) for row in rows])
         for delivery, queue_id, destination, is_fresh, attempts, next_s in rows:
             numbers = self.db.execute(
                 "SELECT number FROM recipient WHERE queue_id = ? AND destination = ?", (queue_id, destination)
             ).fetchall()
+            arrived_s, told = self.facts(QueueId(queue_id)) or (want.now, False)
             taken.items.append(
                 Item(delivery, QueueId(queue_id), destination, bool(is_fresh), attempts,
-                     tuple(n for (n,) in numbers), next_s)
+                     tuple(n for (n,) in numbers), next_s, arrived_s, told)
             )  # fmt: skip
         return taken
 
@@ -345,6 +359,7 @@ class State:
     def retry(self, deliveries: Sequence[int], now: float, *, release: bool) -> None:
         """Due now. As deferred mail: a runner reads that again after a change, new mail only once."""
         self._alter(f"next_s = {now!r}, fresh = 0{', held = 0' if release else ''}", deliveries)
+        self.db.execute("INSERT INTO setting VALUES ('retries', 1) ON CONFLICT(name) DO UPDATE SET value = value + 1")
 
     def _alter(self, assignment: str, deliveries: Sequence[int]) -> None:
         self.db.executemany(f"UPDATE delivery SET {assignment} WHERE id = ?", [(d,) for d in deliveries])  # noqa: S608
@@ -355,9 +370,13 @@ class State:
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
-    def changes(self) -> int:
+    def changes(self) -> tuple[int, int]:
+        """Two numbers: one moves with every change made by somebody else, one when something is to be tried now."""
         with translated():
-            return int(self.db.execute("SELECT value FROM setting WHERE name = 'changes'").fetchone()[0])
+            found = dict(
+                self.db.execute("SELECT name, value FROM setting WHERE name IN ('changes', 'retries')").fetchall()
+            )
+        return int(found["changes"]), int(found.get("retries", 0))
 
     def count(self) -> int:
         with translated():
@@ -379,26 +398,31 @@ class State:
 
 
 class _Room:
-    """How much of each destination still fits into the window; notes those that had more."""
+    """How much of each site still fits into the window; notes the destinations that had more."""
 
     def __init__(self, want: Want) -> None:
         self._waiting = dict(want.waiting)
-        self._limit = want.per_destination
-        self.spilled: set[str] = set()
+        self._sites = want.sites
+        self._limit = want.per_site
+        self.spilled: set[tuple[str, bool]] = set()
 
-    def left(self, destination: str) -> int:
-        return max(0, self._limit - self._waiting.get(destination, 0)) + 1  # one more shows that there are more
+    def left(self, destination: str, *, fresh: bool) -> int:
+        site = self._sites.get(destination, destination)
+        # one more shows that there are more
+        return max(0, self._limit - self._waiting.get((site, fresh), 0)) + 1
 
     def admit(
         self, rows: Sequence[tuple[int, str, str, int, int, float]]
     ) -> list[tuple[int, str, str, int, int, float]]:
         admitted = []
         for row in rows:
-            n = self._waiting.get(row[2], 0)
+            destination, fresh = row[2], bool(row[3])
+            key = (self._sites.get(destination, destination), fresh)
+            n = self._waiting.get(key, 0)
             if n >= self._limit:
-                self.spilled.add(row[2])
+                self.spilled.add((destination, fresh))
                 continue
-            self._waiting[row[2]] = n + 1
+            self._waiting[key] = n + 1
             admitted.append(row)
         return admitted
 

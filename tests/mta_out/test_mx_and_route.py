@@ -8,7 +8,7 @@ from support.dns_server import DnsServer, Failure
 from pymx.config.model import Dns, Outbound, Route
 from pymx.mail.address import Address
 from pymx.mta.mx import Host, MxLookup, Unroutable
-from pymx.mta.route import TlsMode, by_hop, hop
+from pymx.mta.route import Hop, TlsMode, by_hops, hops
 from pymx.queue.destination import destination
 from pymx.resolver.resolver import Resolver
 
@@ -113,6 +113,11 @@ ROUTES = Outbound(
 )
 
 
+def hop(outbound: Outbound, domain: str) -> Hop:
+    (only,) = hops(outbound, domain)
+    return only
+
+
 def test_the_first_route_that_fits_is_taken() -> None:
     """[outbound] route."""
     assert (hop(ROUTES, "partner.test").host, hop(ROUTES, "partner.test").tls) == ("gw.partner.test", TlsMode.VERIFIED)
@@ -122,8 +127,8 @@ def test_the_first_route_that_fits_is_taken() -> None:
 
 def test_domains_with_one_next_hop_share_it() -> None:
     """So do their recipients a transaction, and the queue's destination is the same."""
-    grouped = by_hop(ROUTES, ["a.test", "partner.test", "b.test"])
-    assert {h.host: places for h, places in grouped.items()} == {"smart.test": [0, 2], "gw.partner.test": [1]}
+    grouped = by_hops(ROUTES, ["a.test", "partner.test", "b.test"])
+    assert {h.host: places for (h,), places in grouped.items()} == {"smart.test": [0, 2], "gw.partner.test": [1]}
     assert destination(ROUTES.route, Address("x", "a.test")) == "smart.test:465"
     assert destination([], Address("x", "bücher.test")) == "xn--bcher-kva.test"
 
@@ -137,10 +142,10 @@ def test_routes_with_another_login_or_tls_share_neither_transactions_nor_connect
             Route(domain="two.test", host="smart.test", port=587, tls="verified", username="two", password_file="/2"),
         ]
     )
-    grouped = by_hop(routes, ["open.test", "one.test", "two.test", "one.test"])
-    assert [(h.tls, h.username, places) for h, places in grouped.items()] == [
+    grouped = by_hops(routes, ["open.test", "one.test", "two.test", "one.test"])
+    assert [(h.tls, h.username, places) for (h,), places in grouped.items()] == [
         (TlsMode.NONE, "", [0]),
         (TlsMode.VERIFIED, "one", [1, 3]),
         (TlsMode.VERIFIED, "two", [2]),
     ]
-    assert len({h.key for h in grouped}) == 3
+    assert len({h.key for (h,) in grouped}) == 3

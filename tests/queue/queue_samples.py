@@ -34,7 +34,7 @@ def want(**changes: object) -> Want:
     """Everything that is due."""
     values: dict[str, object] = {
         "now": 1e12, "lease": 1, "after_id": 0, "fresh_limit": 100, "after_due": (0.0, 0), "deferred_limit": 100,
-        "per_destination": 100, "waiting": {},
+        "per_site": 100, "waiting": {},
     }  # fmt: skip
     return Want(**(values | changes))  # type: ignore[arg-type]
 

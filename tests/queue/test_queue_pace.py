@@ -1,0 +1,204 @@
+"""How fast one place is sent to: connections, pauses, rates, warm-up."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pymx.config.model import Outbound
+from pymx.queue.pace import FOREVER, Change, Pace, Rate, Rules
+from pymx.queue.place import Kind, Limits, Strain
+
+RULES = Rules(dead_first_s=300, dead_max_s=3600)
+DOWN = Strain(Kind.DOWN, "connection refused (connect)")
+SLOW = Strain(Kind.SLOW, "421 4.7.28 rate limited", 600.0)
+NOON = 20_000 * 86_400 + 43_200.0
+
+
+def pace(connections: int = 20, **limits: int) -> Pace:
+    return Pace(Limits(connections, 100, **limits), RULES)
+
+
+def run_round(pace: Pace, now: float, strain: Strain | None = None, *, accepted: bool = True) -> list[Change | None]:
+    """As many attempts as are allowed, all at once."""
+    begun = []
+    while pace.free_at(now) <= now:
+        begun.append(pace.begin(now))
+    return [pace.end(now, began, strain, accepted=accepted and strain is None) for began in begun]
+
+
+def test_connections_double_per_round_of_success_up_to_the_limit() -> None:
+    """Slow start."""
+    subject = pace()
+    assert [len(run_round(subject, NOON + n)) for n in range(6)] == [2, 4, 8, 16, 20, 20]
+
+
+def test_trouble_halves_connections_once_and_success_adds_one_per_round() -> None:
+    """Additive increase, multiplicative decrease."""
+    subject = pace()
+    for n in range(5):
+        run_round(subject, NOON + n)
+    begun = [subject.begin(NOON) for _ in range(20)]
+    for began in begun[:4]:
+        subject.end(NOON, began, DOWN, accepted=False)
+    assert int(subject.connections) == 10
+    for began in begun[4:]:
+        subject.end(NOON, began, None, accepted=False)
+    assert [len(run_round(subject, NOON + n)) for n in range(3)] == [10, 10, 11]
+
+
+def test_refusals_of_single_messages_change_nothing() -> None:
+    """A 550 for a recipient says nothing about the server; it does not speed us up either."""
+    subject = pace()
+    assert [len(run_round(subject, NOON + n, accepted=False)) for n in range(3)] == [2, 2, 2]
+
+
+def test_a_cohort_of_failures_makes_it_dead_and_one_message_finds_out() -> None:
+    """Postfix's qmgr: as many failures in a row as there were connections. The wait doubles up to its maximum."""
+    subject = pace()
+    now, waits = NOON, []
+    for _ in range(6):
+        changes: list[Change | None] = []
+        tries = 0
+        while Change.DEAD not in changes:
+            tried = run_round(subject, now, DOWN)
+            changes += tried
+            tries += len(tried)
+        assert tries <= 3
+        assert subject.free_at(now) == subject.paused_until
+        waits.append(subject.paused_until - now)
+        now = subject.paused_until
+    assert waits == [300, 600, 1200, 2400, 3600, 3600]
+    assert run_round(subject, now) == [Change.ALIVE]
+    assert subject.deaths == 0
+
+
+def test_any_answer_ends_a_row_of_failures() -> None:
+    """One customer's server that answers is alive, whatever it says."""
+    subject = pace()
+    for n in range(20):
+        began = subject.begin(NOON + n)
+        assert subject.end(NOON + n, began, DOWN if n % 2 else None, accepted=False) is None
+        assert subject.free_at(NOON + n) <= NOON + n
+
+
+def test_a_provider_that_says_slower_is_left_alone_longer_each_time() -> None:
+    """Twice as long within six hours, four hours at most; then one connection."""
+    subject = pace()
+    now, waits = NOON, []
+    for _ in range(6):
+        changes = run_round(subject, now, SLOW)
+        assert changes.count(Change.SLOWED) == 1
+        waits.append(subject.paused_until - now)
+        now = subject.paused_until
+        assert subject.free_at(now) <= now
+        assert int(subject.connections) == 1
+    assert waits == [600, 1200, 2400, 4800, 9600, 14_400]
+    assert run_round(subject, now + 7 * 3600, SLOW) == [Change.SLOWED]
+    assert subject.paused_until == now + 7 * 3600 + 600
+
+
+def test_after_it_half_of_what_was_sent_per_minute_and_slowly_more() -> None:
+    """A rate that was too much is not taken up again at once."""
+    subject = pace()
+    start = NOON
+    for n in range(60):
+        subject.end(start + n, subject.begin(start + n), None, accepted=True)
+    subject.end(start + 60, subject.begin(start + 60), SLOW, accepted=False)
+    counts, now = [], subject.paused_until
+    for _ in range(20):
+        sent, end = 0, now + 60
+        while now < end:
+            at = max(now, subject.free_at(now))
+            if at >= end:
+                now = end
+                break
+            now = at
+            subject.end(now, subject.begin(now), None, accepted=True)
+            sent += 1
+            now += 0.01
+        counts.append(sent)
+        if sent > 200:
+            break
+    assert counts[0] <= 31
+    assert counts[3] <= 45
+    assert counts[-1] > 60
+
+
+@given(
+    st.integers(1, 300), st.sampled_from([60.0, 3600.0]),
+    st.lists(st.floats(0, 400, allow_nan=False), min_size=1, max_size=400),
+)  # fmt: skip
+def test_a_rate_holds_within_any_span(n: int, span_s: float, waits: list[float]) -> None:
+    """However demand comes."""
+    rate, now, sent = Rate(n, span_s), NOON, []
+    for wait_s in waits:
+        now = max(now, rate.free_at())
+        rate.take(now)
+        sent.append(now)
+        if wait_s > 200:
+            now += wait_s - 200
+    for i in range(len(sent) - n):
+        assert sent[i + n] - sent[i] >= span_s * (1 - 1e-9)
+
+
+def test_a_rate_is_used_up() -> None:
+    """The limit is reached, not only kept."""
+    for n in (1, 2, 7, 60, 500):
+        rate, now, sent = Rate(n, 60.0), NOON, 0
+        while (now := max(now, rate.free_at())) < NOON + 60:
+            rate.take(now)
+            sent += 1
+        assert sent == n
+
+
+def test_warm_up_counts_by_day_and_survives_a_restart() -> None:
+    """[outbound] warm_up_since: a ceiling that grows, over restarts."""
+    outbound = Outbound(warm_up_since="2024-10-04", warm_up_first=10, warm_up_growth=50, warm_up_days=30)
+    rules = Rules.of(outbound)
+    day = 20_000 * 86_400.0
+    assert [rules.ceiling(day + n * 86_400) for n in (-1, 0, 1, 2, 29, 30)] == [10, 10, 15, 22, 1278340, 0]
+    subject = Pace(Limits(5, 10), rules, warms_up=True)
+    for n in range(6):
+        subject.end(day + n, subject.begin(day + n), None, accepted=True)
+    again = Pace(Limits(5, 10), rules, warms_up=True)
+    again.restore(subject.saved(), day + 100)
+    for n in range(4):
+        assert again.free_at(day + 100 + n) <= day + 100 + n
+        again.end(day + 100 + n, again.begin(day + 100 + n), None, accepted=True)
+    assert again.free_at(day + 200) == day + 86_400
+    assert "warm-up: 10 messages a day" in again.why(day + 200)
+    assert again.free_at(day + 86_400) <= day + 86_400
+
+
+def test_pauses_and_rates_survive_a_restart() -> None:
+    """A restart is no way around a provider's wish."""
+    subject = pace(per_hour=10)
+    for n in range(9):
+        now = max(NOON + n, subject.free_at(NOON + n))
+        subject.end(now, subject.begin(now), None, accepted=True)
+    subject.end(now, subject.begin(now), SLOW, accepted=False)
+    again = pace(per_hour=10)
+    again.restore(subject.saved(), now)
+    assert again.free_at(now) == subject.free_at(now) == now + 600
+    assert again.why(now) == SLOW.reason
+    assert again.free_at(now + 600) == pytest.approx(max(now + 600, subject.free_at(now + 600)), abs=60)
+    assert not again.is_plain(now)
+
+
+@given(st.dictionaries(st.sampled_from(list(pace().saved())), st.none() | st.integers() | st.text() | st.floats()))
+def test_a_saved_state_of_any_content_is_survived(saved: dict[str, object]) -> None:
+    """A file from elsewhere stops nothing for more than a day."""
+    subject = pace(per_minute=5)
+    subject.restore(saved, NOON)
+    assert subject.free_at(NOON + 90_000) <= NOON + 90_000 or subject.free_at(NOON + 90_000) == FOREVER
+
+
+def test_forgiveness_lets_one_try_start() -> None:
+    """pymxctl queue retry."""
+    subject = pace()
+    while subject.free_at(NOON) <= NOON:
+        run_round(subject, NOON, DOWN)
+    subject.forgive()
+    assert len(run_round(subject, NOON)) == 1
