@@ -63,6 +63,7 @@ class RunnerSide:
         stack.push_async_callback(self._stop_manager, manager, task)
         reports = ReportsRunner(stack, rooms)
         reports.start()
+        tls.report = reports.tls_result
         await self._open_control(stack, manager, reports)
         housekeeping = asyncio.get_running_loop().create_task(self._keep_house())
         stack.callback(housekeeping.cancel)

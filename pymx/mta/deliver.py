@@ -20,6 +20,7 @@ from pymx import log, metrics
 from pymx.config.model import Outbound
 from pymx.mail.envelope import Recipient
 from pymx.mail.status import split_status
+from pymx.mail.report import is_report
 from pymx.mail.tls_result import TlsResult
 from pymx.mta.client import MAX_RECIPIENTS, Broken, Connection, Contexts, has_ascii_form
 from pymx.mta.kept import Kept
@@ -262,7 +263,8 @@ class _Run:
 
     def _report(self, plan: Plan, host: Host, source: str, result: str, reason: str) -> None:
         applied = plan.applied
-        if applied is not None:
+        # a report about the delivery of a report would be answered by another one, for ever
+        if applied is not None and not is_report(self._attempt.content.head):
             self._deliver._tls.tell(
                 TlsResult(
                     self._hop.domain, applied.kind, applied.strings, applied.patterns, host.name, host.address, source,

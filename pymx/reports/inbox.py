@@ -33,9 +33,10 @@ from pymx.reports.store import Store
 MAX_WAITING = 500  # files
 MAX_OCTETS = 25 * 1024 * 1024  # of a message: 10 MB in base64, and then some
 _MAX_COPYING = 8
-_LOOK_EVERY_S = 5.0
+_LOOK_EVERY_S = 2.0
 _READER_S = 120.0
 _BATCH = 50
+_PAUSE_S = 600.0  # after an error of ours
 
 _log = log.get("reports")
 
@@ -129,19 +130,23 @@ class Collector:
     async def run(self) -> None:
         await asyncio.to_thread(self._tidy)
         while True:
+            pause_s = self._every_s
             try:
                 await self.collect()
             except Exception:
                 # an error of ours in reports is no reason to stop them, or anything else
                 _log.exception("reports_failed")
-            await asyncio.sleep(self._every_s)
+                pause_s = _PAUSE_S
+            await asyncio.sleep(pause_s)
 
     async def collect(self) -> None:
         """Read what is there."""
         names = (await asyncio.to_thread(self._waiting))[:_BATCH]
         if not names:
             return
-        readings = await self._read(names)
+        readings, trouble = await self._read(names)
+        if not readings and not await asyncio.to_thread((self._directory / f"{names[0]}.reading").exists):
+            raise RuntimeError(f"the reader of reports did not come to its first file: {trouble}")
         for name in names:
             found = readings.get(name)
             if found is None:
@@ -155,17 +160,17 @@ class Collector:
                 await asyncio.to_thread((self._directory / f"{name}.reading").rename, self._directory / name)
                 return  # the database or the accounts can't be asked; later
 
-    async def _read(self, names: Sequence[str]) -> dict[str, Reading]:
-        """The child's answers by file."""
+    async def _read(self, names: Sequence[str]) -> tuple[dict[str, Reading], str]:
+        """The child's answers by file, and what it complained of."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-m", "pymx.reports.reader", self._hostname,
             *(str(self._directory / name) for name in names),
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        output = b""
+        output, complaint = b"", b"no answer in time"
         try:
             async with asyncio.timeout(_READER_S):
-                output, _ = await process.communicate()
+                output, complaint = await process.communicate()
         except TimeoutError:
             pass
         finally:
@@ -173,7 +178,7 @@ class Collector:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
-        return await asyncio.to_thread(_answers, output)
+        return await asyncio.to_thread(_answers, output), complaint.decode("utf-8", "replace")[-300:]
 
     async def _keep(self, name: str, found: Reading) -> bool:
         """Store the reports of one message; False when that can't be done now."""

@@ -19,7 +19,7 @@ from pymx.reports.store import Store
 
 Key = tuple[int, str, str, str]
 MAX_KEYS = 5_000  # different ones between two writes
-_WRITE_EVERY_S = 5.0
+_WRITE_EVERY_S = 2.0
 _COMPLAIN_EVERY_S = 3600.0
 
 _log = log.get("reports")
