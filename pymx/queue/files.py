@@ -156,7 +156,15 @@ def _envelope(head: _Header) -> Envelope:
             for local_part, domain, notify, orcpt in head.recipients
         ),
         origin=Origin(
-            Listener(o.listener), o.session, o.peer_ip, o.helo, o.esmtp, o.tls, o.account, o.peer_name, o.sender_proven
+            listener=Listener(o.listener),
+            session=o.session,
+            peer_ip=o.peer_ip,
+            helo=o.helo,
+            esmtp=o.esmtp,
+            tls=o.tls,
+            account=o.account,
+            peer_name=o.peer_name,
+            sender_proven=o.sender_proven,
         ),
         body=head.body,
         smtputf8=head.smtputf8,

@@ -81,7 +81,10 @@ class Pair:
         def found() -> Received | None:
             return next((m for m in self.c.messages if f"Subject: {subject}".encode() in m.content), None)
 
-        return wait_for(found, timeout_s=WAIT_S, what=f"a bounce of {subject}; log of a:\n{self.a.log()[-3000:]}")  # type: ignore[return-value]
+        try:
+            return wait_for(found, timeout_s=WAIT_S, what=f"a bounce of {subject}")  # type: ignore[return-value]  # no None
+        except AssertionError as e:
+            raise AssertionError(f"{e}\n{self.a.log()[-3000:]}\n{self.b.log()[-3000:]}") from None
 
 
 def stored(server: Appliance, user: str, subject: str) -> EmailMessage:

@@ -24,7 +24,10 @@ _envelope = st.builds(
         st.builds(Recipient, _address, st.frozensets(st.sampled_from(["SUCCESS", "FAILURE", "DELAY"])), _text),
         min_size=1, max_size=5,
     ).map(tuple),
-    st.builds(Origin, st.sampled_from(Listener), _text, _text, _text, st.booleans(), _text, _text, _text),
+    st.builds(
+        Origin, st.sampled_from(Listener), _text, _text, _text, st.booleans(), _text, _text, _text,
+        sender_proven=st.booleans(),
+    ),
     st.sampled_from(["7BIT", "8BITMIME"]),
     st.booleans(),
     st.sampled_from(["", "FULL", "HDRS"]),
