@@ -36,6 +36,7 @@ class Appliance:
 
     database_url: str = ""
     workers: int = 1
+    greeting_wait_ms: int = 0
     hostname: str = "mx.example.test"
     extra: dict[str, str] = field(default_factory=dict)
     top: str = ""
@@ -72,7 +73,7 @@ class Appliance:
             "mail": f'root = "{self.directory}/vmail"\n',
             "accounts": f'postmaster = "alice@{self.domain}"\nbcrypt_cost = 4\n',
             "tls": f'certificate = "{self.directory}/tls/cert.pem"\nprivate_key = "{self.directory}/tls/key.pem"\n',
-            "smtp": f'listen = ["127.0.0.1:{p["smtp"]}"]\nmax_connections_per_ip = 400\ngreeting_wait_ms = 0\n',
+            "smtp": f'listen = ["127.0.0.1:{p["smtp"]}"]\nmax_connections_per_ip = 400\ngreeting_wait_ms = {self.greeting_wait_ms}\n',
             "submission": f'listen_tls = ["127.0.0.1:{p["submissions"]}"]\n'
             f'listen_starttls = ["127.0.0.1:{p["submission"]}"]\n',
             "imap": f'listen_tls = ["127.0.0.1:{p["imaps"]}"]\nlisten_starttls = ["127.0.0.1:{p["imap"]}"]\n'
@@ -81,7 +82,9 @@ class Appliance:
             "control": f'socket = "{self.directory}/run/control.sock"\n',
             "checks": "timeout_s = 2\n",  # a machine without DNS is not waited for
             # the tests are one address and in a hurry
-            "limits": "connections_per_minute = 0\nmessages_per_hour = 0\nrecipients_per_hour = 0\n"
+            "limits": ""
+            if "limits" in self.extra
+            else "connections_per_minute = 0\nmessages_per_hour = 0\nrecipients_per_hour = 0\n"
             "unknown_recipients_per_hour = 0\naccount_messages_per_day = 0\naccount_new_recipients_per_day = 0\n",
             "log": 'level = "debug"\n',
         }
