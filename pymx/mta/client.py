@@ -255,7 +255,7 @@ class Connection:
         try:
             text = await loop.run_in_executor(None, _secret_file(hop).read_text, "utf-8")
         except (OSError, UnicodeDecodeError) as e:
-            raise Broken(Phase.AUTH, Event.NOT_OFFERED, f"password_file: {e}") from e
+            raise Broken(Phase.AUTH, Event.NOT_OFFERED, f"the password can't be read: {e}") from e
         password = text.removesuffix("\n")
         if "PLAIN" in offered:
             reply, _ = await self._ask(Phase.AUTH, "AUTH PLAIN " + _base64(f"\0{hop.username}\0{password}"))
