@@ -64,6 +64,7 @@ NOUNS: dict[str, Noun] = {
     "mailbox": Noun("pymx.admin.mailbox", "is a mailbox sound on disk? mend its index and Dovecot's files"),
     "adopt": Noun("pymx.admin.adopt", "take over the mailboxes of a Dovecot; --check looks first", touches_data=False),
     "release": Noun("pymx.admin.release", "give the mailboxes back to Dovecot", touches_data=False),
+    "junk": Noun("pymx.admin.junk", "what have the accounts' own junk filters learned? train and reset them"),
     "queue": Noun("pymx.admin.queue", "look after the messages waiting for delivery"),
     "trace": Noun("pymx.admin.trace", "what became of a message, from its arrival to its last delivery"),
     "bans": Noun("pymx.admin.bans", "who can't log in, why and until when; ban and lift"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import msgspec
 
 from pymx import __version__, log
 from pymx.accounts.directory import Directory
-from pymx.app.lessons import Lessons
+from pymx.app.lessons import Lessons, mail_home
 from pymx.app.reports import open_inbox
 from pymx.app.rooms import INVALIDATE, Notices, Rooms
 from pymx.app.runner import RunnerSide
@@ -20,7 +21,8 @@ from pymx.app.sessions import SessionSide
 from pymx.config.check import check
 from pymx.config.load import ConfigError, load
 from pymx.config.model import Config
-from pymx.junk.build import build_teacher
+from pymx.junk.build import build_filter, build_teacher
+from pymx.junk.filter import Filter
 from pymx.mail.envelope import Envelope
 from pymx.mda.deliver import Mda
 from pymx.ms.store import Store
@@ -89,7 +91,10 @@ class Process:
         peers = Peers(site.runtime_dir, notices.heard)
         peers.start()
         stack.callback(peers.close)
-        lessons = self._build_lessons()
+        own_filter = build_filter(config, functools.partial(mail_home, config.mail.root))
+        if own_filter is not None:
+            stack.push_async_callback(own_filter.close)
+        lessons = self._build_lessons(own_filter)
         store = Store(
             config.mail,
             render=render,
@@ -105,7 +110,7 @@ class Process:
         queue = Queue(site.data_dir / "queue", config.outbound, runtime_dir=site.runtime_dir)
         stack.push_async_callback(queue.close)
         await queue.start()
-        mda = Mda(store, junk_mailbox=_junk_mailbox(config))
+        mda = Mda(store, junk_mailbox=_junk_mailbox(config), judge=own_filter)
         dispatch = Dispatch(directory, mda, queue, hostname=config.hostname, delimiter=delimiter)
 
         async def submit(envelope: Envelope, content: Content) -> None:
@@ -120,15 +125,16 @@ class Process:
         return Rooms(
             site=site, directory=directory, peers=peers, store=store, queue=queue, mda=mda, dispatch=dispatch,
             bounce=bounce, forwarder=forwarder, resolver=Resolver(config.dns), notices=notices,
+            own_filter=own_filter,
         )  # fmt: skip
 
-    def _build_lessons(self) -> Lessons | None:
+    def _build_lessons(self, own_filter: Filter | None) -> Lessons | None:
         """What learns from moves to and from Junk, where there are sessions. Raises StartError."""
         config = self._site.config
         if self._role == "runner":
             return None
         try:
-            teacher = build_teacher(config)
+            teacher = own_filter or build_teacher(config)
         except OSError as e:
             raise StartError(f"[rspamd] password_file: {e.strerror}") from None
         return None if teacher is None else Lessons(teacher, junk_mailbox=_junk_mailbox(config))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pymx.accounts.directory import Directory
 from pymx.config.model import Config
+from pymx.junk.filter import Filter
 from pymx.mda.deliver import Mda
 from pymx.ms.store import Store
 from pymx.mta.bounce import Bounce
@@ -51,6 +52,7 @@ class Rooms:
     bounce: Bounce
     forwarder: Forwarder
     resolver: Resolver
+    own_filter: Filter | None = None
     notices: Notices = field(default_factory=Notices)
 
     @property

@@ -77,6 +77,8 @@ class SessionSide:
             notify=CapNotice(rooms.dispatch.submit, hostname=config.hostname),
         )  # fmt: skip
         stack.callback(submission.close)
+        if rooms.own_filter is not None:
+            submission.sent = rooms.own_filter.wrote_to
         tls = site.certificates.context() if site.certificates.configured else None
         mx_tls = site.certificates.mx_context() if site.certificates.configured else None
         self._rate_limited = RateLimited(inbound, limits.rates, greeting_wait_s=config.smtp.greeting_wait_ms / 1000)

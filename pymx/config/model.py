@@ -280,6 +280,24 @@ class Rspamd(Struct, forbid_unknown_fields=True, frozen=True):
     ] = "accept"
 
 
+class Junk(Struct, forbid_unknown_fields=True, frozen=True):
+    """The server's own junk filter, for those who have no rspamd: each account's learns from what its user does."""
+
+    own_filter: Annotated[
+        bool, _doc("file what looks like earlier junk; off in any case while [rspamd] url is set")
+    ] = True
+    min_learned: Annotated[
+        Positive,
+        _doc("messages of junk, and as many others, that an account must have learned before it says anything"),
+    ] = 50
+    threshold_percent: Annotated[
+        Annotated[int, Meta(ge=51, le=100)], _doc("how sure it must be to file a message into Junk")
+    ] = 95
+    max_tokens: Annotated[
+        Annotated[int, Meta(ge=1000)], _doc("words an account's filter remembers, 30 octets each; then the oldest go")
+    ] = 200_000
+
+
 class Route(Struct, forbid_unknown_fields=True, frozen=True):
     """One smarthost."""
 
@@ -459,6 +477,7 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     limits: Limits = field(default_factory=Limits)
     checks: Checks = field(default_factory=Checks)
     rspamd: Rspamd = field(default_factory=Rspamd)
+    junk: Junk = field(default_factory=Junk)
     outbound: Outbound = field(default_factory=Outbound)
     dkim: Dkim = field(default_factory=Dkim)
     forwarding: Forwarding = field(default_factory=Forwarding)

@@ -1,11 +1,20 @@
-"""Who learns what users move to and from Junk, by the configuration."""
+"""Who filters, and who learns what users move to and from Junk, by the configuration."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pymx.config.model import Config
+from pymx.junk.filter import Filter
 from pymx.junk.learn import Teacher
+
+
+def build_filter(config: Config, home: Callable[[str], Path]) -> Filter | None:
+    """Our own filter, unless rspamd is there. `home` says where an account's mail lies."""
+    if config.rspamd.url or not config.junk.own_filter:
+        return None
+    return Filter(home, config.junk, hostname=config.hostname)
 
 
 def build_teacher(config: Config) -> Teacher | None:

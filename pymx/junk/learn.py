@@ -40,6 +40,7 @@ class Kind(enum.Enum):
     SPAM = "spam"  # into Junk
     HAM = "ham"  # out of Junk
     KEPT = "kept"  # out of INBOX into a folder of the user's own
+    STAYED = "stayed"  # in INBOX, read, for some days
 
 
 class TeacherUnavailable(Exception):
@@ -52,7 +53,7 @@ class LessonRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """Messages of one mailbox of an account that are of one kind."""
+    """Messages of one mailbox of an account that are of one kind. STAYED names none: they are found when it is read."""
 
     account: str
     mailbox: str
@@ -118,7 +119,7 @@ class Learner:
                 _log.warning(
                     "lessons_left_out", account=lesson.account, count=self._left_out, reason="too many are waiting"
                 )
-        if not lesson.uids:
+        if not lesson.uids and lesson.kind is not Kind.STAYED:
             return
         self._lessons.append(lesson)
         self._waiting += len(lesson.uids)
@@ -169,7 +170,8 @@ class Learner:
             else:
                 self._is_down = False
                 metrics.add(f"junk_learned_{lesson.kind.value}")
-                _log.info("message_learned", **where, reason="" if new else "was known")
+                if new or lesson.kind is not Kind.STAYED:  # the same ones stay there time and again
+                    _log.info("message_learned", **where, reason="" if new else "was known")
                 return
 
     def _failed(self, lesson: Lesson, reason: str) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pymx.mail.header import build_field, count, iter_fields
 
 JUNK_FIELD = "X-Pymx-Junk"
+OPINION_FIELD = "X-Pymx-Filter"
 _MAX_REASON = 500
 _MAX_TESTS = 100
 
@@ -28,6 +29,14 @@ class SpamScore:
     tests: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What a mailbox's own filter thinks of a message: does it belong into Junk, and why, in words."""
+
+    is_junk: bool
+    reason: str
+
+
 def is_junk(head: bytes) -> bool:
     """Does the header block say that the message belongs into Junk?"""
     return count(head, JUNK_FIELD) > 0
@@ -36,6 +45,12 @@ def is_junk(head: bytes) -> bool:
 def junk_field(reason: str) -> bytes:
     """The field that sends a message to Junk, and says why."""
     return build_field(JUNK_FIELD, one_line(reason)[:_MAX_REASON] or "unwanted")
+
+
+def opinion_fields(opinion: Opinion) -> bytes:
+    """What a mailbox's own filter thinks, for its reader; and the field that sends it to Junk if it is to go there."""
+    said = build_field(OPINION_FIELD, one_line(opinion.reason)[:_MAX_REASON])
+    return junk_field(opinion.reason) + said if opinion.is_junk else said
 
 
 def spam_fields(score: SpamScore, *, junk: bool) -> list[tuple[str, str]]:

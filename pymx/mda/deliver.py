@@ -3,7 +3,7 @@
 Resolves nothing: it gets accounts and the addresses they are reached by. Every recipient's copy begins with its own
 Return-Path and Delivered-To, so each is a file of its own. Mail goes to INBOX, junk (`mail.spam.is_junk`) to the folder
 for it, which is made if need be; a subaddress does not choose a folder. The mark is a field of the message, so it holds
-for a copy that comes from the queue as well.
+for a copy that comes from the queue as well. What came from elsewhere unmarked is shown to the recipient's own filter.
 
 A delivery never raises for one account: each gets an `Outcome`. What the store can't do now is a temporary failure;
 only a mailbox that can't exist (its name is impossible on disk) is one for good.
@@ -20,7 +20,7 @@ from pymx import log, metrics
 from pymx.accounts.account import Account
 from pymx.mail import header, spam, trace
 from pymx.mail.address import Address
-from pymx.mail.envelope import Envelope
+from pymx.mail.envelope import Envelope, Listener
 from pymx.ms.errors import InvalidName, OverQuota, StorageFull, StoreError
 from pymx.ms.owner import Owner
 from pymx.ms.store import Delivered, Delivery
@@ -83,12 +83,19 @@ class Mailboxes(Protocol):
     async def check_quota(self, owner: Owner, octets: int) -> None: ...
 
 
-class Mda:
-    """The mail delivery agent over a message store."""
+class Judge(Protocol):
+    """What is used of `junk.filter.Filter`."""
 
-    def __init__(self, store: Mailboxes, *, junk_mailbox: str = "Junk") -> None:
+    async def judge(self, accounts: Sequence[str], content: Content) -> Sequence[spam.Opinion | None]: ...
+
+
+class Mda:
+    """The mail delivery agent over a message store. `judge` is each mailbox's own filter, if there is one."""
+
+    def __init__(self, store: Mailboxes, *, junk_mailbox: str = "Junk", judge: Judge | None = None) -> None:
         self._store = store
         self._junk_mailbox = junk_mailbox
+        self._judge = judge
 
     async def check(self, account: Account, octets: int) -> None:
         """Could `account` take a message of that size now? Raises MailboxUnavailable."""
@@ -107,21 +114,29 @@ class Mda:
             # RFC 5321 s. 4.4: ours is the only one; another would be taken for where bounces go
             content = content.with_head(header.remove(content.head, ["return-path"]))
         return_path = trace.return_path(envelope.mail_from)
-        junk = spam.is_junk(content.head)
-        deliveries = [
-            Delivery(
-                _owner(r.account),
-                self._junk_mailbox if junk else INBOX,
-                content.prepended(return_path + trace.delivered_to(r.delivered_to)),
-                create=junk,
-            )
-            for r in recipients
-        ]
+        opinions = await self._opinions(envelope, content, recipients)
+        deliveries = []
+        for r, opinion in zip(recipients, opinions, strict=True):
+            fields = return_path + trace.delivered_to(r.delivered_to)
+            if opinion is not None:
+                fields += spam.opinion_fields(opinion)
+            junk = opinion.is_junk if opinion is not None else spam.is_junk(content.head)
+            mailbox = self._junk_mailbox if junk else INBOX
+            deliveries.append(Delivery(_owner(r.account), mailbox, content.prepended(fields), create=junk))
         results = await self._store.deliver(deliveries)
         outcomes = [_outcome(recipient, result) for recipient, result in zip(recipients, results, strict=True)]
-        for outcome in outcomes:
-            _write_line(queue_id, envelope, content, outcome)
+        for outcome, opinion in zip(outcomes, opinions, strict=True):
+            _write_line(queue_id, envelope, content, outcome, opinion)
         return outcomes
+
+    async def _opinions(
+        self, envelope: Envelope, content: Content, recipients: Sequence[LocalRecipient]
+    ) -> Sequence[spam.Opinion | None]:
+        """What each recipient's own filter thinks of mail from elsewhere that is not junk already."""
+        is_foreign = envelope.origin.listener in (Listener.SMTP, Listener.LMTP) and not envelope.origin.account
+        if self._judge is None or not is_foreign or spam.is_junk(content.head):
+            return [None] * len(recipients)
+        return await self._judge.judge([r.account.email for r in recipients], content)
 
 
 def _owner(account: Account) -> Owner:
@@ -145,7 +160,9 @@ def _failure(error: StoreError) -> Failure:
     return Failure.UNAVAILABLE
 
 
-def _write_line(queue_id: str, envelope: Envelope, content: Content, outcome: Outcome) -> None:
+def _write_line(
+    queue_id: str, envelope: Envelope, content: Content, outcome: Outcome, opinion: spam.Opinion | None
+) -> None:
     fields = {
         "session": envelope.origin.session,
         "queue_id": queue_id,
@@ -156,7 +173,12 @@ def _write_line(queue_id: str, envelope: Envelope, content: Content, outcome: Ou
     if outcome.failure is None:
         metrics.add("mda_messages_delivered")
         _log.info(
-            "message_delivered", **fields, mailbox=outcome.mailbox, uid=outcome.uid, size_octets=content.size_octets
+            "message_delivered",
+            **fields,
+            mailbox=outcome.mailbox,
+            uid=outcome.uid,
+            size_octets=content.size_octets,
+            reason=opinion.reason if opinion is not None else "",
         )
     else:
         metrics.add("mda_deliveries_failed")

@@ -118,6 +118,7 @@ class Submission:
         self._signer = signer
         self._fix_up = FixUp(strip_fields=submission.strip_fields, repair=submission.repair)
         self._hostname = hostname
+        self.sent: Callable[[str, Sequence[str]], None] | None = None  # hears whom an account has written to
         self._limits = limits
         self._sending = sending
         self._notify = notify
@@ -289,6 +290,8 @@ class SubmissionTransaction:
         )
         await self._submission.count_sending(self._account, self._elsewhere(self._targets))
         accepted = await self._submission.dispatch.accept(envelope, prepared.content, self._targets)
+        if self._submission.sent is not None:
+            self._submission.sent(self._account.email, [target.recipient.address.key for target in self._targets])
         return accepted.reply
 
     async def data_per_recipient(self, content: Content) -> list[Reply]:
