@@ -2,9 +2,14 @@
 
 PURE. In order: a header without the lines that are none; fields that must not leave us removed; From, Date and
 Message-ID added where they are missing; undeclared 8-bit fields as encoded words; long header lines folded; body lines
-over 998 octets mended by encoding their part. Line ends are the engine's, which reads submitted mail leniently.
+over 998 octets mended by encoding their part; 8-bit parts encoded. Line ends are the engine's, which reads submitted
+mail leniently.
 
-Without `repair` the last three are refused instead. Errors: `Refused`, whose text the submitter may see.
+Without `repair` fields, long header and body lines are refused instead. 8-bit parts are legal, but a server without
+8BITMIME on the way would have to encode them and break the signature (RFC 6376 s. 5.3: signers SHOULD convert first).
+Where that is not possible (something signed by the user, over 16 MiB) they stay.
+
+Errors: `Refused`, whose text the submitter may see.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from dataclasses import dataclass
 from pymx.mail import header
 from pymx.mail.address import Address
 from pymx.mail.date import format_date
+from pymx.mail.transfer import MAX_ENCODED_OCTETS, CannotEncodePart, seven_bit
 from pymx.msa import encode, longlines
 from pymx.msa.encode import CannotEncode
 from pymx.spool import Content
@@ -91,13 +97,20 @@ class FixUp:
 
     def _fixed_body(self, content: Content) -> Fixed:
         if longlines.has_long_line(content.body_chunks()):
-            if not self._repair or content.size_octets > longlines.MAX_MENDED_OCTETS:
+            if not self._repair or content.size_octets > MAX_ENCODED_OCTETS:
                 raise Refused(_LONG_LINE)
             try:
                 content = Content.from_bytes(longlines.mended(content.read()))
             except longlines.CannotMend:
                 raise Refused(_LONG_LINE) from None
-        return Fixed(content, is_eight_bit=not all(chunk.isascii() for chunk in content.body_chunks()))
+        if all(chunk.isascii() for chunk in content.body_chunks()):
+            return Fixed(content, is_eight_bit=False)
+        if content.size_octets > MAX_ENCODED_OCTETS:
+            return Fixed(content, is_eight_bit=True)
+        try:
+            return Fixed(Content.from_bytes(seven_bit(content.read())), is_eight_bit=False)
+        except CannotEncodePart:
+            return Fixed(content, is_eight_bit=True)
 
 
 def _with_true_header(content: Content) -> Content:

@@ -281,8 +281,8 @@ class SubmissionTransaction:
             self._mail_from,
             tuple(target.recipient for target in self._targets),
             self._session.origin(),
-            # a client may send 8-bit text without saying so; the next hop has to be told
-            body="8BITMIME" if prepared.is_eight_bit and self._parameters.body == "7BIT" else self._parameters.body,
+            # whatever the client said: it may not say so, and most 8-bit text has been encoded
+            body="8BITMIME" if prepared.is_eight_bit else "7BIT",
             smtputf8=self._parameters.smtputf8,
             ret=self._parameters.ret,
             envid=self._parameters.envid,

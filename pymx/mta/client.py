@@ -1,13 +1,11 @@
 """An SMTP connection to another server, from the greeting to the reply after the final dot (RFC 5321, 3207, 2920).
 
 Built on aiosmtplib's protocol (`mta.wire`). MAIL, RCPT … DATA go out in one write where PIPELINING is offered. Content
-goes out in pieces as it is: dots stuffed, nothing else touched, because it is signed.
+goes out in pieces as it is: dots stuffed, nothing else touched, because it is signed. What a server without 8BITMIME can't
+have is the caller's business (`mta.downgrade`).
 
 Every wait has a timeout. Everything that goes wrong is a `Broken` with its phase, or a reply per recipient; what
 follows from it is `mta.trouble`'s business. A connection that was `Broken` is closed.
-
-Deviation: content with octets above 127 is sent as it is to a server without 8BITMIME (RFC 6152 s. 3 would have it
-encoded anew, which breaks signatures, or returned; such servers take it in practice).
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from pymx.mail.status import split_status
 from pymx.mail.report import is_report
 from pymx.mail.tls_result import TlsResult
 from pymx.mta.client import MAX_RECIPIENTS, Broken, Connection, Contexts, has_ascii_form
+from pymx.mta.downgrade import CannotDowngrade, in_seven_bits
 from pymx.mta.kept import Kept
 from pymx.mta.mx import Host, MxLookup, Unroutable
 from pymx.mta.providers import Providers
@@ -275,6 +276,12 @@ class _Run:
     async def _transact(self, connection: Connection) -> None:
         """Transactions for what is pending. Raises Broken, with its refusals settled."""
         envelope, content = self._attempt.envelope, self._attempt.content
+        if not connection.takes_8bit:
+            try:
+                content = await in_seven_bits(content)
+            except CannotDowngrade as e:
+                connection.close()
+                raise Broken(Phase.MAIL, Event.NO_8BITMIME, str(e)) from None
         todo = list(self._pending)
         while todo:
             places = self._together(todo, connection)
@@ -344,7 +351,7 @@ class _Run:
             self._settle(place, Result.FAILED, verdict.status, words, host, tls, strain=strain)
         elif verdict.action is Action.DEFER and not (phase is Phase.AUTH and self._hop is not self._hops[-1]):
             self._settle(place, Result.DEFERRED, verdict.status, words, host, tls, strain=strain)
-        elif what is not Event.NO_REQUIRETLS or place not in self._trouble:
+        elif what not in (Event.NO_REQUIRETLS, Event.NO_8BITMIME) or place not in self._trouble:
             # a host that may do later says more than one that can't do what the message asks for
             self._trouble[place] = (phase, what, words, tls, host)
 

@@ -47,6 +47,7 @@ class Event(enum.Enum):
     GARBAGE = "malformed reply"
     NO_TLSA = "TLSA records not known"
     NOT_IN_POLICY = "no mail server by the domain's policy"
+    NO_8BITMIME = "8-bit text can't be sent"
     NO_REQUIRETLS = "no way with authenticated TLS that asks the same of the next server"
 
 
@@ -86,6 +87,7 @@ _EVENT_STATUS = {
     Event.GARBAGE: "4.5.0",
     Event.NO_TLSA: "4.4.3",
     Event.NOT_IN_POLICY: "4.7.5",
+    Event.NO_8BITMIME: "4.6.3",
     Event.NO_REQUIRETLS: "4.7.30",
 }
 
@@ -133,6 +135,8 @@ def _judge_event(phase: Phase, event: Event, *, tls_optional: bool) -> Verdict:
 
 def last_host(phase: Phase, what: Remote | Event, status: str) -> Verdict:
     """NEXT_HOST, but there is none: what then?"""
+    if what is Event.NO_8BITMIME:
+        return Verdict(Action.FAIL, "5.6.3")  # RFC 6152 s. 3: it is not sent as it is
     if what is Event.NO_REQUIRETLS:
         return Verdict(Action.FAIL, "5.7.30")  # RFC 8689 s. 4.2.1: not in any other way; the sender is told
     if phase is Phase.GREETING and isinstance(what, Remote) and what.code == 521:

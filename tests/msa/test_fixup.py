@@ -73,8 +73,8 @@ def test_an_mbox_line_goes() -> None:
 
 def test_8bit_headers_are_encoded_unless_smtputf8_was_declared() -> None:
     """RFC 6531 s. 3.4."""
-    text = WHOLE + "Subject: Grüße\n\n8-bit body: ü\n"
-    assert fixed(text) == wire(WHOLE + "Subject: =?utf-8?b?R3LDvMOfZQ==?=\n\n8-bit body: ü\n")
+    text = WHOLE + "Subject: Grüße\n\nbody\n"
+    assert fixed(text) == wire(WHOLE + "Subject: =?utf-8?b?R3LDvMOfZQ==?=\n\nbody\n")
     assert fixed(text, smtputf8=True) == wire(text)
 
 
@@ -120,9 +120,33 @@ def test_a_spooled_body_is_not_read_into_memory(tmp_path: Path) -> None:
     assert out.read() == wire(WHOLE + "\n") + b"line\r\n" * 50_000
 
 
-def test_an_8bit_body_is_noticed() -> None:
+SIGNED = """\
+MIME-Version: 1.0
+Content-Type: multipart/signed; boundary=b
+
+--b
+Content-Type: text/plain; charset=utf-8
+Content-Transfer-Encoding: 8bit
+
+ü
+--b--
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "body", "is_eight_bit"),
+    [
+        ("\nmit freundlichen Grüßen\n", b"\r\nmit freundlichen Gr=C3=BC=C3=9Fen\r\n", False),
+        ("\nПривет\n", b"\r\n0J/RgNC40LLQtdGCDQo=\r\n", False),
+        ("\nplain = plain\n", b"\r\nplain = plain\r\n", False),
+        (SIGNED, wire(SIGNED).partition(b"\r\n\r\n")[2], True),
+    ],
+)
+def test_8bit_bodies_are_encoded_before_they_are_signed(text: str, body: bytes, is_eight_bit: bool) -> None:
+    """RFC 6376 s. 5.3; what the user signed (RFC 1847) stays, and needs 8BITMIME."""
     fix_up = FixUp(strip_fields=[], repair=True)
-    for body, expected in (("ü", True), ("u", False)):
-        content = Content.from_bytes(wire(WHOLE + f"\n{body}\n"))
-        result = fix_up(content, mail_from=ALICE, now=NOW, message_id="m@x", smtputf8=False)
-        assert result.is_eight_bit is expected
+    content = Content.from_bytes(wire(WHOLE + text))
+    result = fix_up(content, mail_from=ALICE, now=NOW, message_id="m@x", smtputf8=False)
+    assert result.is_eight_bit is is_eight_bit
+    assert result.content.read().endswith(body)
+    assert (b"Content-Transfer-Encoding" in result.content.head) is (not text.isascii() and not is_eight_bit)
