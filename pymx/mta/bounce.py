@@ -51,7 +51,9 @@ class Bounce:
             return
         if to == self._postmaster:
             report = replace(report, envelope=replace(report.envelope, ret="FULL"))  # nobody else may have it
-        told = report.outcomes if to == self._postmaster else _wanted(report.outcomes, "FAILURE", default=True)
+        told: Sequence[Outcome] = _wanted(report.outcomes, "FAILURE", default=True)
+        if to == self._postmaster and report.envelope.origin.listener is not Listener.LOCAL:
+            told = report.outcomes  # a stranger's wishes are not for the postmaster; those of mail made here are
         await self._send(report, Kind.FAILED, told, to)
 
     async def delayed(self, report: Report) -> None:

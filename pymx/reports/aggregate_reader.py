@@ -167,6 +167,7 @@ class _Tree:
         self.root: _Element | None = None
         self._open: list[_Element] = []
         self._elements = 0
+        self._records = 0
 
     def start(self, name: str, _attributes: dict[str, str]) -> None:
         self._elements += 1
@@ -178,7 +179,8 @@ class _Tree:
         if self._open:
             parent = self._open[-1]
             parent.children.append(element)
-            if len(self._open) == 1 and element.name == "record" and len(parent.children) > MAX_RECORDS:
+            self._records += element.name == "record"
+            if self._records > MAX_RECORDS:
                 raise ReportError(f"it has more than {MAX_RECORDS} records")
         elif self.root is None:
             self.root = element

@@ -36,7 +36,7 @@ class Parcel:
 def dmarc_message(parcel: Parcel, *, sender: Address, to: Address, now: float) -> bytes:
     """The message with an aggregate report, in wire form."""
     text = (
-        f"This is a DMARC aggregate report of {parcel.organization} ({parcel.submitter}) about mail\r\n"
+        f"This is a DMARC aggregate report of {_name(parcel)} ({parcel.submitter}) about mail\r\n"
         f"that came with {parcel.domain} in its From field, for the day that began\r\n"
         f"{format_date(parcel.begin)}. You get it because the DMARC record of\r\n"
         f"{parcel.domain} asks for it.\r\n"
@@ -50,7 +50,7 @@ def dmarc_message(parcel: Parcel, *, sender: Address, to: Address, now: float) -
 def tls_message(parcel: Parcel, *, sender: Address, to: Address, now: float) -> bytes:
     """The message with a TLS report, in wire form."""
     text = (
-        f"This is a TLS report of {parcel.organization} ({parcel.submitter}) about its connections to\r\n"
+        f"This is a TLS report of {_name(parcel)} ({parcel.submitter}) about its connections to\r\n"
         f"the mail servers of {parcel.domain}, for the day that began\r\n"
         f"{format_date(parcel.begin)}. You get it because the record at\r\n"
         f"_smtp._tls.{parcel.domain} asks for it.\r\n"
@@ -85,7 +85,7 @@ def _message(
     name = parcel.file_name(extension)
     head = b"".join(
         [
-            build_field("From", f'"{_quotable(parcel.organization)}" <{sender}>'),
+            build_field("From", f'"{_name(parcel)}" <{sender}>'),
             build_field("To", str(to)),
             build_field(
                 "Subject",
@@ -106,7 +106,7 @@ def _message(
         [
             head, b"\r\n", dash, b"\r\n",
             b"Content-Type: text/plain; charset=us-ascii\r\n\r\n",
-            text.encode("ascii", "replace"), b"\r\n", dash, b"\r\n",
+            text.encode("ascii"), b"\r\n", dash, b"\r\n",
             b"Content-Type: " + payload_type.encode("ascii") + b'; name="' + name.encode("ascii") + b'"\r\n',
             b'Content-Disposition: attachment; filename="' + name.encode("ascii") + b'"\r\n',
             b"Content-Transfer-Encoding: base64\r\n\r\n",
@@ -120,8 +120,10 @@ def _base64(data: bytes) -> bytes:
     return b"".join(text[i : i + _LINE] + b"\r\n" for i in range(0, len(text), _LINE))
 
 
-def _quotable(text: str) -> str:
-    return "".join(c for c in text if " " <= c <= "~" and c not in '"\\') or "reports"
+def _name(parcel: Parcel) -> str:
+    """The organization, if it can stand in a header and in plain text as it is; else the host."""
+    name = parcel.organization
+    return name if name.isascii() and name.isprintable() and not set(name) & set('"\\') else parcel.submitter
 
 
 def _tag(to: Address) -> str:

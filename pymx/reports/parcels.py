@@ -2,7 +2,7 @@
 
 A day's report about a domain is always the same, down to its id, so one that is sent twice because of a crash is known
 to its reader. When a domain changed its policy during the day there is one report for each (RFC 7489 s. 7.2: a report
-has one policy). Synchronous, up to a second for the largest: call it in a thread.
+has one policy). Synchronous, a third of a second for the largest: call it in a thread.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pymx.reports.message import Parcel
 from pymx.reports.store import DAY_S, Store
 from pymx.reports.tlsrpt import Failure, Policy, TlsReport
 
-MAX_ROWS = 20_000
+MAX_ROWS = 10_000  # 5 MB before they are packed; some take no more than 10
 _MAX_POLICIES = 5  # of a domain in one day
 
 

@@ -107,6 +107,17 @@ async def test_a_failure_is_reported_to_the_sender_that_logged_in() -> None:
     assert b"the text" not in desk.taken[0][1].read()
 
 
+async def test_mail_made_here_that_wants_no_notice_gets_none() -> None:
+    """RFC 3461 s. 4.1, NOTIFY=NEVER: a report for another server that can't be delivered is nobody's business here."""
+    desk = Desk()
+    failed = report(
+        ("rua@far.test", "5.1.1", "550 5.1.1 no"), notify=frozenset({"NEVER"}), listener=Listener.LOCAL, account="",
+        mail_from=POSTMASTER,
+    )  # fmt: skip
+    await bounce(desk).gave_up(failed)
+    assert not desk.taken
+
+
 @pytest.mark.parametrize(
     ("ret", "octets", "whole"), [("FULL", 10, True), ("HDRS", 10, False), ("FULL", 100_000, False)]
 )
