@@ -56,6 +56,9 @@ dmarc = {checks}
 arc = {checks}
 iprev = {checks}
 helo = {checks}
+[limits]
+account_messages_per_day = 0
+account_new_recipients_per_day = 0
 [outbound]
 allow_private = true
 max_per_destination = 20

@@ -17,6 +17,7 @@ from pymx.net.rates import Rates
 from pymx.net.sessions import Sessions
 
 _RECHECK_EVERY_S = 60.0
+_LOCAL = ("127.0.0.1", "::1")  # programs here bring everybody's mail: a webmail, a filter that hands messages back
 
 
 class ProcessLimits:
@@ -26,7 +27,9 @@ class ProcessLimits:
         settings = rooms.config.limits
         self._rooms = rooms
         self._counters = Counters(rooms.site.data_dir / FILE_NAME, Rules.of(settings))
-        self.rates = Rates(inbound_rates.limits(settings), settings.trusted, exchange=self._counters.add_rates)
+        self.rates = Rates(
+            inbound_rates.limits(settings), [*settings.trusted, *_LOCAL], exchange=self._counters.add_rates
+        )
         self.logins = LoginLimits(
             settings,
             self._counters,
