@@ -36,6 +36,7 @@ def check(config: Config) -> list[str]:
         *_dns(config),
         *_checks(config),
         *_outbound(config),
+        *_forwarding(config),
         *_reports(config),
     ]
 
@@ -123,6 +124,15 @@ def _accounts(config: Config) -> Iterator[str]:
     postmaster = config.accounts.postmaster
     if postmaster and not _ADDRESS.match(postmaster):
         yield _error("[accounts] postmaster", postmaster, "expected an address such as admin@example.com, or nothing")
+
+
+def _forwarding(config: Config) -> Iterator[str]:
+    forwarding = config.forwarding
+    domain, path = forwarding.srs_domain, forwarding.srs_secret_file
+    if domain and (not _is_host_name(domain) or domain != domain.lower()):
+        yield _error("[forwarding] srs_domain", domain, "expected a domain name in lower case, or nothing")
+    if path and not os.path.isabs(path):
+        yield _error("[forwarding] srs_secret_file", path, "expected an absolute path, or nothing")
 
 
 def _tls(config: Config) -> Iterator[str]:

@@ -230,6 +230,9 @@ class Forwarder:
             await self._senders.purge(int(now // _DAY_S) - self.settings.srs_days - 1, now)
         except SendersUnavailable as e:
             _log.warning("forwarding_store_unavailable", reason=e.reason)
+        secrets = self._srs.secrets
+        if not await asyncio.to_thread(secrets.is_private):
+            _log.warning("srs_secret_readable", path=secrets.path, reason="others may read it: chmod 600")
 
 
 def _is_unknown(outcome: Outcome) -> bool:

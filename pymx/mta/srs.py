@@ -184,10 +184,12 @@ class Secrets:
             self._keys, self._stamp = keys, stamp
         return self._keys
 
-    @property
     def is_private(self) -> bool:
-        """May nobody but the owner read it?"""
-        return not self.path.stat().st_mode & 0o077
+        """May nobody but the owner read it? True when it is not there."""
+        try:
+            return not self.path.stat().st_mode & 0o077
+        except OSError:
+            return True
 
     def _make(self) -> None:
         """Write it so that it is there whole or not at all, and once, whoever else does so now."""

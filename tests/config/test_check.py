@@ -133,6 +133,8 @@ source_addresses = ["192.0.2.1"]
         ),
         ("[outbound]\nsource_addresses = ['eth0']", "[outbound] source_addresses", "eth0", "an address"),
         ("[outbound]\nretry_max_s = 1", "[outbound] retry_max_s", "1", "retry_first"),
+        ("[forwarding]\nsrs_domain = 'a b'", "[forwarding] srs_domain", "a b", "a domain name"),
+        ("[forwarding]\nsrs_secret_file = 'srs'", "[forwarding] srs_secret_file", "srs", "an absolute path"),
         ("[outbound]\nlifetime_s = 300", "[outbound] lifetime_s", "300", "more than"),
     ],
 )

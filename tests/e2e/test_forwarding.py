@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import email
 import email.policy
+import itertools
 import re
 import smtplib
 from collections.abc import Iterator
@@ -76,7 +77,7 @@ class Pair:
         raise AssertionError(f"{to} was not refused")
 
     def at_c(self, subject: str) -> Received:
-        """The notification about that message which has reached the original sender's server."""
+        """That message, or the notification about it, at the server of c.test and far.test."""
 
         def found() -> Received | None:
             return next((m for m in self.c.messages if f"Subject: {subject}".encode() in m.content), None)
@@ -105,8 +106,8 @@ def publish(dns: DnsServer, name: str, record: str) -> None:
     dns.add(name, "TXT", " ".join(f'"{record[i : i + 255]}"' for i in range(0, len(record), 255)))
 
 
-def dns_of(c: ScriptedRemote) -> DnsServer:
-    dns = DnsServer()
+def dns_of() -> DnsServer:
+    dns = DnsServer(negative_ttl=1)
     for domain in ("a.test", "b.test"):
         dns.zone(domain, '@ MX 10 mx\n@ TXT "v=spf1 ip4:127.0.0.1 -all"\nmx A 127.0.0.1\nmx TXT "v=spf1 a -all"')
     dns.zone(
@@ -136,6 +137,7 @@ def server_at(hostname: str, dns: DnsServer, c: ScriptedRemote, *, workers: int,
             "dns": f'nameservers = ["{dns.spec}"]\n',
             "checks": f"timeout_s = 10\n{checks}",
             "outbound": "allow_private = true\nretry_first = 1\nretry_max_s = 2\n",
+            "dkim": "check_interval_s = 1\nsettle_s = 0\noverlap_s = 1\n",
             "log": routes,  # the last section: tables of an array may follow it
         },
     )
@@ -158,7 +160,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         c = ScriptedRemote(hostname="mail.c.test", replies={"RCPT x@far.test": "550 5.7.1 refused by policy"})
         c.start()
         stack.callback(c.stop)
-        dns = dns_of(c)
+        dns = dns_of()
         stack.callback(dns.close)
         a = server_at("mx.a.test", dns, c, workers=2)
         stack.callback(a.remove)
@@ -307,13 +309,44 @@ def test_the_seal_is_right_by_dkimpy(pair: Pair) -> None:
     raw = stored_octets(pair.b, "bob", "f-12")
     known = {
         f"{key.record_name}.".encode(): key.record.encode()
-        for server in (pair.a, pair.b)
-        for key in keys.load_all(server.directory / "data" / "dkim", server.domain)
+        for key in keys.load_all(pair.a.directory / "data" / "dkim", "a.test")
     }
     # what b.test put in front of it is no part of what was sealed
     verdict, sets, reason = dkim.arc_verify(raw, dnsfunc=lambda name, timeout=5: known.get(name))
     assert verdict == dkim.CV_Pass, reason
     assert len(sets) == 1
+
+
+def test_a_key_is_replaced_while_the_server_runs(pair: Pair) -> None:
+    """`dkim rotate`, the record into DNS, and nothing else: the next seal is by the new key, the old one is retired."""
+    (record,) = pair.b.ctl_json("dkim", "rotate", "b.test")["records"]
+    publish(pair.dns, record["name"], record["txt"])
+
+    def used() -> bool:
+        return any(r["active"] for r in shown()["records"] if r["selector"] == record["selector"])
+
+    def shown() -> dict[str, list[dict[str, object]]]:
+        found: dict[str, list[dict[str, object]]] = pair.b.ctl_json("dkim", "show", "b.test")
+        return found
+
+    wait_for(used, timeout_s=WAIT_S, what="the new key")
+    pair.c.replies.pop("RCPT x@far.test")
+    seal = rb"ARC-Seal: i=2;[^:]*cv=pass;\s+d=b\.test;\s+s=" + record["selector"].encode()
+    numbers = itertools.count()
+
+    def sealed() -> bool:
+        """By the new key? Sessions look for changed files once a second."""
+        subject = f"f-16-{next(numbers)}"
+        pair.send("further@a.test", subject)
+        return re.search(seal, pair.at_c(subject).content) is not None
+
+    try:
+        wait_for(sealed, timeout_s=WAIT_S, what="a seal by the new key")
+    finally:
+        pair.c.replies["RCPT x@far.test"] = "550 5.7.1 refused by policy"
+    wait_for(lambda: [r["selector"] for r in shown()["retired"]] == ["k"], timeout_s=WAIT_S, what="the old key's end")
+    assert "event=dkim_key_retired key=k._domainkey.b.test" in pair.b.log()
+    assert not (pair.b.directory / "data" / "dkim" / "b.test" / "k.pem").exists()
 
 
 def test_the_secrets_are_nobody_elses(pair: Pair) -> None:
