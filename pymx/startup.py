@@ -52,6 +52,7 @@ def services(config: Config) -> dict[str, tuple[str, list[str]]]:
         "imaps": ("[imap] listen_tls", config.imap.listen_tls),
         "imap": ("[imap] listen_starttls", config.imap.listen_starttls),
         "lmtp": ("[lmtp] listen", config.lmtp.listen),
+        "status": ("[status] listen", config.status.listen),
     }
 
 
@@ -92,7 +93,7 @@ def _sockets(config: Config, certificates: Certificates) -> Sockets:
         )
     sockets: dict[str, list[socket.socket]] = {}
     for name, (setting, addresses) in wanted.items():
-        if name not in ("smtp", "lmtp") and addresses and not certificates.configured:
+        if name not in ("smtp", "lmtp", "status") and addresses and not certificates.configured:
             raise StartError(f"{setting} needs a certificate: set [tls] certificate and private_key")
         sockets[name] = adopted.get(name) or [bind(address, setting) for address in addresses]
     return sockets

@@ -9,6 +9,8 @@ Guarantees:
 - SIGTERM and SIGINT are passed on; children that have not drained within `drain_s` and a grace period are killed. A
   second one kills at once. SIGHUP reloads what the supervisor holds and is passed on.
 - "ready" is said, once, when every child has reported that it serves.
+- A child whose event loop stands still for `hang_s` is killed and replaced. It gets SIGABRT first, at which it writes
+  to standard error where each of its threads is.
 - If the supervisor itself is killed, its children die with it: a new server finds the ports free and nobody else in
   the mailboxes.
 
@@ -23,11 +25,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
+import mmap
 import os
 import select
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -41,12 +46,16 @@ from pymx.net import notify
 from pymx.net.privileges import drop_privileges
 
 Ready = Callable[[], None]
-Worker = Callable[[str, int, Ready], int]
+Alive = Callable[[], None]
+Worker = Callable[[str, int, Ready, Alive], int]
 
 GRACE_S = 5.0  # beyond drain_s, for what ends after the sessions: thread pools, databases
 _HEALTHY_S = 2.0  # who has served that long did not die at once
 _FIRST_GAP_S = 0.5
 _LONGEST_GAP_S = 30.0
+_ABORT_S = 2.0  # from SIGABRT to SIGKILL
+_RUNNERS = frozenset({"status"})  # what the runner listens on, and nobody else
+_BEAT = struct.Struct("d")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -61,8 +70,9 @@ def run_supervisor(
 ) -> int:
     """Fork `workers` processes of role "session" and one "runner", and look after them until SIGTERM.
 
-    `worker(role, number, ready)` runs in the child, calls `ready()` when it serves, handles SIGTERM and SIGHUP itself
-    and returns its exit status. `sockets` are the listening ones; the runner closes its copies. `reload()` is called
+    `worker(role, number, ready, alive)` runs in the child, calls `ready()` when it serves, then `alive()` every second
+    or so, handles SIGTERM and SIGHUP itself and returns its exit status. `sockets` are the listening ones; a child
+    closes those that are not for its role. `reload()` is called
     on SIGHUP before the children hear of it, so that later children start with the new state too. Returns the exit
     status of the server.
     """
@@ -71,8 +81,8 @@ def run_supervisor(
     )
     drop_privileges(config.user)
     places = [Place("session", n) for n in range(1, workers + 1)] + [Place("runner", 0)]
-    supervisor = _Supervisor(places, worker, reload, drain_s=config.drain_s)
-    supervisor.listening = [s for group in sockets.values() for s in group]
+    supervisor = _Supervisor(places, worker, reload, drain_s=config.drain_s, hang_s=config.hang_s)
+    supervisor.listening = {name: list(group) for name, group in sockets.items()}
     return supervisor.run()
 
 
@@ -88,17 +98,27 @@ class Place:
     ready: bool = False
     gap_s: float = 0.0  # before the next start
     due: float = 0.0  # when that is, while pid is 0
+    kill_due: float = 0.0  # when a child that hangs and was told to abort is killed
 
 
 class _Supervisor:
     def __init__(
-        self, places: list[Place], worker: Worker, reload: Callable[[], None] | None, *, drain_s: float
+        self,
+        places: list[Place],
+        worker: Worker,
+        reload: Callable[[], None] | None,
+        *,
+        drain_s: float,
+        hang_s: float,
     ) -> None:
         self._places = places
         self._worker = worker
         self._reload = reload
         self._drain_s = drain_s
-        self.listening: list[socket.socket] = []
+        self._hang_s = hang_s
+        # when each child was last alive, by its place; 0 = it has not said so yet
+        self._beats = mmap.mmap(-1, _BEAT.size * len(places))
+        self.listening: dict[str, list[socket.socket]] = {}
         self._log = log.get("supervisor")
         self._announced = False
         self._kill_at: float | None = None  # set while stopping
@@ -160,6 +180,9 @@ class _Supervisor:
         due = [p.due for p in self._places if not p.pid] if self._kill_at is None else [self._kill_at]
         if self._heartbeat_s is not None:
             due.append(now + self._heartbeat_s)
+        if self._hang_s and self._kill_at is None:
+            due.append(now + self._hang_s / 4)
+            due += [p.kill_due for p in self._places if p.kill_due]
         return max(0, int((min(due) - now) * 1000) + 1) if due else -1
 
     def _act_on_time(self) -> None:
@@ -170,6 +193,8 @@ class _Supervisor:
             for place in self._places:
                 if not place.pid and place.due <= now:
                     self._start(place)
+            if self._hang_s:
+                self._look_for_hanging(now)
         elif self._kill_at <= now:
             for place in self._places:
                 if place.pid:
@@ -177,9 +202,27 @@ class _Supervisor:
             self._signal_all(signal.SIGKILL)
             self._kill_at = now + GRACE_S  # SIGKILL takes a moment, longer in uninterruptible I/O
 
+    def _look_for_hanging(self, now: float) -> None:
+        for number, place in enumerate(self._places):
+            if not place.pid or not place.ready:
+                continue
+            (beat,) = _BEAT.unpack_from(self._beats, number * _BEAT.size)
+            if place.kill_due:
+                if place.kill_due <= now:
+                    os.kill(place.pid, signal.SIGKILL)
+            elif beat and now - beat > self._hang_s:
+                self._log.error(
+                    "worker_hangs", role=place.role, number=place.number, pid=place.pid,
+                    reason=f"its event loop has stood still for {now - beat:.0f} s; it is killed",
+                )  # fmt: skip
+                os.kill(place.pid, signal.SIGABRT)
+                place.kill_due = now + _ABORT_S
+
     # children
 
     def _start(self, place: Place) -> None:
+        slot = self._places.index(place) * _BEAT.size
+        _BEAT.pack_into(self._beats, slot, 0.0)
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(read_end, False)
         # until the child has its own handlers a signal must neither run ours in it nor be lost
@@ -196,13 +239,14 @@ class _Supervisor:
             return
         if pid == 0:
             os.close(read_end)
-            self._run_child(place, write_end)  # never returns
+            self._run_child(place, write_end, slot)  # never returns
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         os.close(write_end)
         place.pid, place.started, place.ready_pipe, place.ready = pid, time.monotonic(), read_end, False
+        place.kill_due = 0.0
         self._log.info("worker_started", role=place.role, number=place.number, pid=pid)
 
-    def _run_child(self, place: Place, ready_pipe: int) -> None:
+    def _run_child(self, place: Place, ready_pipe: int, slot: int) -> None:
         """What the child does from fork to exit."""
         status = 1
         try:
@@ -215,9 +259,11 @@ class _Supervisor:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             for fd in (self._wake_r, self._wake_w, *(p.ready_pipe for p in self._places if p.ready_pipe >= 0)):
                 os.close(fd)
-            if place.role == "runner":
-                for sock in self.listening:
-                    sock.close()
+            for name, group in self.listening.items():
+                if (place.role == "runner") != (name in _RUNNERS):
+                    for sock in group:
+                        sock.close()
+            faulthandler.enable()  # SIGABRT from the supervisor says where it hangs
             # SIGHUP waits until `ready`: by then the worker has a handler, and it is not lost
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
 
@@ -226,7 +272,10 @@ class _Supervisor:
                 os.write(ready_pipe, b"1")
                 os.close(ready_pipe)
 
-            status = self._worker(place.role, place.number, ready)
+            def alive() -> None:
+                _BEAT.pack_into(self._beats, slot, time.monotonic())
+
+            status = self._worker(place.role, place.number, ready, alive)
         except BaseException:  # a forked child must not return into its parent's frames, whatever happens
             traceback.print_exc()
         finally:
@@ -296,7 +345,7 @@ class _Supervisor:
         notify.stopping()
         self._kill_at = now + self._drain_s + GRACE_S
         # the children still accept from their own copies until they have heard it; ours would keep the port taken
-        for sock in self.listening:
+        for sock in (sock for group in self.listening.values() for sock in group):
             sock.close()
         self._signal_all(signal.SIGTERM)
 

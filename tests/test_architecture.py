@@ -21,7 +21,7 @@ TABLE = {
     "config": "",
     "mail": "",
     "log": "",
-    "metrics": "",
+    "metrics": "log",
     "events": "log metrics mail",
     "proto": "mail",
     "spool": "mail",

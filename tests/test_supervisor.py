@@ -132,6 +132,30 @@ def test_killed_worker_is_replaced_within_a_second(supervise: Callable[..., Runn
     assert server.log.read_text().count('reason="killed by SIGKILL"') == 3
 
 
+def test_worker_that_hangs_is_killed_and_replaced(supervise: Callable[..., Running]) -> None:
+    """hang_s without a heartbeat: the log says where it hung, and the others go on."""
+    server = supervise(workers=1, behaviour="watched")
+    server.until_ready()
+    first = server.ask("freeze")
+    second = server.ask()  # waits in the listening socket for the successor
+    assert second.pid != first.pid
+    log = server.log.read_text()
+    assert re.search(rf"event=worker_hangs role=session number=1 pid={first.pid} ", log)
+    assert "Fatal Python error: Aborted" in log
+    assert "in worker" in log
+    assert 'reason="killed by SIGABRT"' in log
+    assert log.count("event=worker_hangs") == 1
+
+
+def test_worker_that_ignores_the_abort_is_killed(supervise: Callable[..., Running]) -> None:
+    """Two seconds after it."""
+    server = supervise(workers=1, behaviour="watched")
+    server.until_ready()
+    first = server.ask("stop")
+    assert server.ask().pid != first.pid
+    assert 'reason="killed by SIGKILL"' in server.log.read_text()
+
+
 def test_worker_that_keeps_dying_is_restarted_with_growing_gaps(supervise: Callable[..., Running]) -> None:
     """A runner that ends at once does not turn the machine into a heater: 0, 0.5, 1, 2 … seconds."""
     server = supervise(behaviour="loop")

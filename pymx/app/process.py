@@ -14,6 +14,7 @@ import msgspec
 from pymx import __version__, log
 from pymx.accounts.directory import Directory
 from pymx.app.lessons import Lessons, mail_home
+from pymx.app.monitoring import Monitoring
 from pymx.app.reports import open_inbox
 from pymx.app.rooms import INVALIDATE, Notices, Rooms
 from pymx.app.runner import RunnerSide
@@ -42,28 +43,34 @@ from pymx.startup import Site, StartError
 class Process:
     """The rooms of a role ("session", "runner" or "all"), started in order and closed in the opposite one."""
 
-    def __init__(self, site: Site, role: str) -> None:
+    def __init__(self, site: Site, role: str, number: int = 0) -> None:
         self._site = site
         self._role = role
+        self._number = number
         self._stop = asyncio.Event()
         self._sessions: SessionSide | None = None
         self._status = 0
         self._log = log.get("app").bind(role=role)
 
-    async def run(self, ready: Callable[[], None]) -> int:
-        """Start, say `ready`, serve until SIGTERM or SIGINT, drain. Returns the exit status."""
+    async def run(self, ready: Callable[[], None], alive: Callable[[], None] = lambda: None) -> int:
+        """Start, say `ready`, serve until SIGTERM or SIGINT, drain. Returns the exit status. `alive` is called each
+        second in which the event loop turns."""
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         async with contextlib.AsyncExitStack() as stack:
+            monitoring = Monitoring(self._site, self._role, self._number, alive)
+            monitoring.start(stack)
             rooms = await self._build(stack)
             open_inbox(stack, rooms)
             if self._role in ("all", "runner"):
-                await RunnerSide(rooms, self._fail).start(stack)
+                await monitoring.show_server(stack)
+                await RunnerSide(rooms, self._fail, monitoring.status).start(stack)
             if self._role in ("all", "session"):
                 self._sessions = SessionSide(rooms)
                 await self._sessions.start(stack)
+                monitoring.show_sessions(self._sessions.sessions)
             self._log.info("process_started", version=__version__, event_loop=type(loop).__module__.split(".")[0])
             ready()
             await self._serve()

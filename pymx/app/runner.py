@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from pymx import __version__, log, metrics
+from pymx import log
 from pymx.admin.control import Control
 from pymx.app.reports import ReportsRunner
 from pymx.app.rooms import INVALIDATE, Rooms
@@ -18,21 +17,23 @@ from pymx.ms.removed import purge
 from pymx.ms.sweep import sweep
 from pymx.mta.deliver import Deliver
 from pymx.mta.rotate import Rotation
-from pymx.queue.item import Report
 from pymx.mta.tls_lookup import TlsPolicies
+from pymx.queue.item import Report
 from pymx.queue.manager import Manager
 
 _DAY_S = 86400
+Status = Callable[[], Awaitable[dict[str, object]]]
 
 
 class RunnerSide:
     """Queue, housekeeping and control socket of the one process that has them; calls `failed` when it can't go on."""
 
-    def __init__(self, rooms: Rooms, failed: Callable[[], None]) -> None:
+    def __init__(self, rooms: Rooms, failed: Callable[[], None], status: Status) -> None:
         self._rooms = rooms
         self._config = rooms.config
         self._failed = failed
         self._sources: Callable[[], dict[str, object]] = dict
+        self._show_status = status
         self._log = log.get("app").bind(role="runner")
 
     async def start(self, stack: contextlib.AsyncExitStack) -> None:
@@ -90,16 +91,16 @@ class RunnerSide:
             return None
 
         async def status(_arguments: dict[str, object]) -> object:
-            return {
-                "version": __version__,
-                "pid": os.getpid(),
-                "source_addresses": self._sources(),
-                "counts": metrics.snapshot(),
-            }
+            return {**await self._show_status(), "source_addresses": self._sources()}
 
         control = Control(
             Path(self._config.control.socket),
-            {"invalidate": invalidate, "queue_changed": queue_changed, "status": status, "reports_send": reports.send},
+            {
+                "invalidate": invalidate,
+                "queue_changed": queue_changed,
+                "status": status,
+                "reports_send": reports.send,
+            },
         )
         await control.start()
         stack.push_async_callback(control.close)

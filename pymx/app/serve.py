@@ -17,6 +17,7 @@ from pymx.config.load import ConfigError, load
 from pymx.config.model import Config
 from pymx.events.keeping import keep_events
 from pymx.mailauth.dmarc.organization import load_suffixes
+from pymx.metrics.lines import count_line
 from pymx.net import notify
 from pymx.net.listener import BindError
 from pymx.net.tls import PemError, apply_asyncio_tls_buffer
@@ -39,12 +40,12 @@ def serve(path: Path) -> int:
         if config.checks.dmarc:
             load_suffixes()  # once, for all processes that are forked from this one
         if workers == 1:
-            return _run_process(site, "all", _announce_ready)
+            return _run_process(site, "all", 0, _announce_ready, lambda: None)
         return run_supervisor(
             config,
             site.sockets,
             workers,
-            lambda role, _number, ready: _run_process(site, role, ready),
+            lambda role, number, ready, alive: _run_process(site, role, number, ready, alive),
             reload=lambda: _reload_certificates(site),
         )
     except (StartError, BindError, PemError) as e:
@@ -57,7 +58,7 @@ def _announce_ready() -> None:
     notify.ready()
 
 
-def _run_process(site: Site, role: str, ready: Callable[[], None]) -> int:
+def _run_process(site: Site, role: str, number: int, ready: Callable[[], None], alive: Callable[[], None]) -> int:
     """Run one process of the server in this one, until SIGTERM."""
     config = site.config
     writer = log.setup(level=config.log.level, form=config.log.format, timestamps="JOURNAL_STREAM" not in os.environ)
@@ -67,7 +68,8 @@ def _run_process(site: Site, role: str, ready: Callable[[], None]) -> int:
     )  # fmt: skip
     try:
         with events, asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
-            return runner.run(Process(site, role).run(ready))
+            log.tap(count_line)
+            return runner.run(Process(site, role, number).run(ready, alive))
     except (AccountsError, ControlError, StartError) as e:
         log.get("app").error("start_failed", reason=str(e))
         return 1

@@ -38,7 +38,7 @@ class SessionSide:
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
         self._config = rooms.config
-        self._sessions = Sessions()
+        self.sessions = self._sessions = Sessions()
         self._engines: list[Engine] = []
         self._imap_servers: list[ImapServer] = []
         self._servers: list[Server] = []

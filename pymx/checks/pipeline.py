@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from pymx import log, metrics
+from pymx import log
 from pymx.checks.check import Check, Facts, Stage
 from pymx.checks.verdict import Judgement, Level, Verdict, merge
 from pymx.mail import authres, spam
@@ -233,7 +233,6 @@ class Inspection:
     def _write_line(self, judgement: Judgement, reply: str, started: float) -> None:
         facts = self.facts
         assert facts.content is not None
-        metrics.add(f"messages_checked_{judgement.level.word}")
         spam_score = next((v.spam for _, v in judgement.verdicts if v.spam is not None), None)
         _log.info(
             "message_checked",

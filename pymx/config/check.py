@@ -161,6 +161,7 @@ def _listeners(config: Config) -> Iterator[str]:
         ("[imap] listen_tls", config.imap.listen_tls),
         ("[imap] listen_starttls", config.imap.listen_starttls),
         ("[lmtp] listen", config.lmtp.listen),
+        ("[status] listen", config.status.listen),
     ):
         for spec in specs:
             if not _is_listen_spec(spec):
@@ -168,6 +169,19 @@ def _listeners(config: Config) -> Iterator[str]:
             elif spec in seen and not spec.endswith(":0"):
                 yield _error(key, spec, f"is taken by {seen[spec]} already")
             seen.setdefault(spec, key)
+    for spec in config.status.listen:
+        if _is_listen_spec(spec) and not _is_private(spec):
+            yield _error(
+                "[status] listen", spec, "expected a loopback or private address: whoever reaches it needs no login"
+            )
+
+
+def _is_private(spec: str) -> bool:
+    """Is it a Unix socket, or an address that the internet can't reach?"""
+    if spec.startswith("unix:"):
+        return True
+    address = ipaddress.ip_address(spec.rpartition(":")[0].strip("[]"))
+    return address.is_private and not address.is_unspecified
 
 
 def _is_listen_spec(spec: str) -> bool:

@@ -174,6 +174,7 @@ class Imap(Struct, forbid_unknown_fields=True, frozen=True):
     max_metadata_value_octets: Annotated[Positive, _doc("size of one value of METADATA (RFC 5464)")] = 65_536
     max_metadata_octets: Annotated[Positive, _doc("size of all METADATA of an account, names included")] = 1_048_576
 
+
 class Lmtp(Struct, forbid_unknown_fields=True, frozen=True):
     """Local delivery for other programs (RFC 2033)."""
 
@@ -184,6 +185,14 @@ class Control(Struct, forbid_unknown_fields=True, frozen=True):
     """The socket that pymxctl talks to."""
 
     socket: Annotated[str, _doc("path; its directory is made with mode 0700")] = "/run/pymx/control.sock"
+
+
+class Status(Struct, forbid_unknown_fields=True, frozen=True):
+    """For monitoring: /metrics for Prometheus and /healthz, over HTTP without a login."""
+
+    listen: Annotated[
+        list[str], _doc("loopback or private addresses, such as 127.0.0.1:9825, or unix:PATH; empty = off")
+    ] = field(default_factory=list)
 
 
 class Dns(Struct, forbid_unknown_fields=True, frozen=True):
@@ -431,9 +440,9 @@ class Reports(Struct, forbid_unknown_fields=True, frozen=True):
         _doc("mail to these is looked into even if its header doesn't look like a report; local parts or addresses"),
     ] = field(default_factory=lambda: ["dmarc-reports", "tls-reports"])
     keep_days: Annotated[Positive, _doc("how long received reports are kept")] = 90
-    max_mb: Annotated[Positive, _doc("size of the reports database; then the oldest reports go, and counting stops")] = (
-        200
-    )
+    max_mb: Annotated[
+        Positive, _doc("size of the reports database; then the oldest reports go, and counting stops")
+    ] = 200
 
 
 class Logging(Struct, forbid_unknown_fields=True, frozen=True):
@@ -464,6 +473,9 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
         "uvloop"
     )
     drain_s: Annotated[NonNegative, _doc("time for sessions to end after SIGTERM")] = 10
+    hang_s: Annotated[
+        NonNegative, _doc("a process whose event loop stands still for so long is killed and replaced; 0 = never")
+    ] = 60
     database: Database = field(default_factory=Database)
     mail: Mail = field(default_factory=Mail)
     accounts: Accounts = field(default_factory=Accounts)
@@ -473,6 +485,7 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     imap: Imap = field(default_factory=Imap)
     lmtp: Lmtp = field(default_factory=Lmtp)
     control: Control = field(default_factory=Control)
+    status: Status = field(default_factory=Status)
     dns: Dns = field(default_factory=Dns)
     limits: Limits = field(default_factory=Limits)
     checks: Checks = field(default_factory=Checks)

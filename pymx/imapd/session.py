@@ -311,6 +311,10 @@ class Session(asyncio.Protocol):
         self._leave("shutdown")
 
     @property
+    def listener(self) -> str:
+        return "imap"
+
+    @property
     def account(self) -> str:
         return self._client.login
 

@@ -277,7 +277,7 @@ class Store:
             result = await self.run(delivery.owner, lambda account: self._deliver(account, delivery, None)[0])
         except StoreError as error:
             return error
-        metrics.add("ms_messages_delivered")
+        metrics.add("store_messages_delivered")
         return result
 
     async def _deliver_group(

@@ -8,6 +8,7 @@ collector and `drain` can wait for deliveries in progress.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine, Iterator
 from typing import Protocol
 
@@ -22,6 +23,10 @@ class Live(Protocol):
 
     def shutdown(self) -> None:
         """Say goodbye (421, BYE) at the next convenient point and end."""
+
+    @property
+    def listener(self) -> str:
+        """The kind of door it came in by: smtp, submission, lmtp, imap."""
 
     @property
     def account(self) -> str:
@@ -42,6 +47,10 @@ class Sessions:
 
     def __len__(self) -> int:
         return len(self._live)
+
+    def by_listener(self) -> Counter[str]:
+        """How many there are of each kind."""
+        return Counter(session.listener for session in self._live)
 
     def __iter__(self) -> Iterator[Live]:
         return iter(tuple(self._live))

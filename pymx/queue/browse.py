@@ -108,6 +108,26 @@ def lines(state: State, selection: Selection, *, limit: int = 0, offset: int = 0
         ]  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The queue in numbers. `oldest_s` is when its oldest message arrived (0: it is empty), `deliveries` by state."""
+
+    messages: int
+    oldest_s: float
+    deliveries: dict[str, int]
+
+
+def totals(state: State) -> Totals:
+    """Reads every row once: some milliseconds for each 10,000 messages."""
+    counts = dict.fromkeys(("new", "active", "deferred", "held"), 0)
+    with translated():
+        messages, oldest_s = state.db.execute("SELECT count(*), min(arrived_s) FROM message").fetchone()
+        rows = state.db.execute("SELECT held, lease != 0, fresh, count(*) FROM delivery GROUP BY 1, 2, 3").fetchall()
+    for held, lease, fresh, count in rows:
+        counts[_state_word(held, lease, fresh)] += count
+    return Totals(messages, oldest_s or 0.0, counts)
+
+
 def history(state: State, queue_id: str) -> list[AttemptLine]:
     """Every recorded attempt of a message that still waits."""
     with translated():

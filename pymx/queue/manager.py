@@ -512,6 +512,7 @@ def _log_attempt(attempt: Attempt, outcome: Outcome, duration_ms: int) -> None:
         mail_from=str(envelope.mail_from) if envelope.mail_from else "<>",
         rcpt_to=str(outcome.recipient.address),
         verdict=outcome.result.value,
+        provider=_provider(attempt),
         mx=outcome.mx,
         peer_ip=outcome.address,
         tls=outcome.tls,
@@ -520,6 +521,14 @@ def _log_attempt(attempt: Attempt, outcome: Outcome, duration_ms: int) -> None:
         count=attempt.number,
         duration_ms=duration_ms,
     )
+
+
+def _provider(attempt: Attempt) -> str:
+    """Who is behind the destination, if it is one of those that are known by name."""
+    if attempt.destination == LOCAL:
+        return LOCAL
+    place = attempt.place
+    return place.site if place is not None and place.site != place.hosts else ""
 
 
 def _all_deferred(envelope: Envelope, reply: str) -> list[Outcome]:

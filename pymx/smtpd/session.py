@@ -186,6 +186,10 @@ class Session(SMTP):
         self._leave(SessionEnd(reply.SHUTTING_DOWN, "server shutdown"))
 
     @property
+    def listener(self) -> str:
+        return self.engine.listener.value
+
+    @property
     def account(self) -> str:
         return self.facts.account
 

@@ -57,15 +57,12 @@ class Daemon:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self._control = Control(path, {"invalidate": self._invalidate, "status": self._status})
+        self._control = Control(path, {"invalidate": self._invalidate})
         asyncio.run_coroutine_threadsafe(self._control.start(), self._loop).result(10)
 
     async def _invalidate(self, arguments: dict[str, object]) -> object:
         self.told.append("invalidate")
         return None
-
-    async def _status(self, arguments: dict[str, object]) -> object:
-        return {"version": "0.1.0", "sessions": {"smtp": 1, "imap": 2}}
 
     def stop(self) -> None:
         asyncio.run_coroutine_threadsafe(self._control.close(), self._loop).result(10)
@@ -241,15 +238,6 @@ def test_a_daemon_that_could_not_be_told_is_warned_of(appliance):
         done = appliance.ok("domain", "add", "other.test")
         thread.join(10)
     assert "may remember the old state for 60 s" in done.err
-
-
-def test_status_asks_the_daemon(daemon: Daemon, pymxctl):
-    assert pymxctl.ok("status").out.splitlines() == [
-        "version        0.1.0",
-        "sessions.smtp  1",
-        "sessions.imap  2",
-    ]
-    assert pymxctl.ok("status", "--json").json["sessions.imap"] == 2
 
 
 def test_status_without_a_daemon_is_status_3_and_says_how_to_start_it(pymxctl):

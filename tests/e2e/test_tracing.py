@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import smtplib
 import subprocess
@@ -14,9 +15,12 @@ from pathlib import Path
 import pytest
 from support.appliance import Appliance
 from support.dns_server import DnsServer
+from support.ports import free_port
+from support.programs import require
 from support.sinks import ScriptedRemote
 from support.wait import wait_for
 
+ROOT = Path(__file__).parent.parent.parent
 PEER = "127.0.0.2"
 MESSAGE_ID = "<traced.1@good.test>"
 
@@ -45,9 +49,12 @@ def traced() -> Iterator[Traced]:
     dns.add("mx.remote.test", "A", "127.0.0.1")
     remote = ScriptedRemote(replies={"RCPT ext@remote.test": ["451 4.7.1 Greylisted, try again later"]})
     remote.start()
+    port = free_port()
     server = Appliance(
         workers=2,
+        ports={"status": port},
         extra={
+            "status": f'listen = ["127.0.0.1:{port}"]\n',
             "dns": f'nameservers = ["{dns.spec}"]\n',
             "outbound": f"port = {remote.port}\nallow_private = true\nretry_first = 1\nretry_max_s = 2\n",
         },
@@ -181,3 +188,96 @@ def test_what_is_not_there_is_said(traced: Traced) -> None:
     done = traced.server.ctl("trace", "stranger@good.test", check=False)
     assert done.returncode == 1
     assert "nothing about 'stranger@good.test'" in done.stderr
+
+
+def scrape(server: Appliance, path: str) -> tuple[int, str]:
+    """Status and body, fetched by curl."""
+    url = f"http://127.0.0.1:{server.ports['status']}{path}"
+    done = subprocess.run(
+        [require("curl", "curl"), "-sS", "-m", "20", "-w", "\n%{http_code}", url],
+        capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    body, _, status = done.stdout.rpartition("\n")
+    return int(status), body
+
+
+def value(page: str, series: str) -> float:
+    """Of one series on the page; 0 when it is not there."""
+    return next(
+        (float(line.rpartition(" ")[2]) for line in page.splitlines() if line.rpartition(" ")[0] == series), 0.0
+    )
+
+
+def test_metrics_are_those_of_all_processes(traced: Traced) -> None:
+    """What a session worker and the runner did, on one page."""
+
+    def page() -> str:
+        status, body = scrape(traced.server, "/metrics")
+        assert status == 200
+        return body if value(body, 'pymx_deliveries_total{provider="other",result="delivered"}') else ""
+
+    numbers = wait_for(
+        lambda: (
+            (body := page())
+            and value(body, "pymx_mda_messages_delivered_total")
+            and value(body, 'pymx_queue_deliveries{state="new"}') == 0 == value(body, "pymx_queue_messages")
+            and body
+        ),
+        what="the session worker's numbers, and an empty queue",
+    )
+    assert isinstance(numbers, str)
+    assert value(numbers, 'pymx_messages_accepted_total{listener="smtp"}') == 1
+    assert value(numbers, 'pymx_messages_checked_total{verdict="accept"}') == 1
+    assert value(numbers, "pymx_rcpt_refused_total") >= 1
+    assert value(numbers, 'pymx_deliveries_total{provider="other",result="deferred"}') == 1
+    assert value(numbers, 'pymx_message_accept_seconds_bucket{le="+Inf"}') == 1
+    assert value(numbers, "pymx_message_accept_seconds_count") == 1
+    assert "\npymx_queue_messages 0\n" in numbers
+    assert value(numbers, 'pymx_disk_free_octets{path="mail"}') > 0
+    for process in ("session-1", "session-2", "runner"):
+        assert value(numbers, f'pymx_up{{process="{process}"}}') == 1
+        assert value(numbers, f'pymx_memory_octets{{process="{process}"}}') > 20_000_000
+
+
+def test_metrics_page_is_as_prometheus_wants_it(traced: Traced) -> None:
+    """promtool of Debian's package prometheus finds nothing to say."""
+    program = require("promtool", "prometheus")
+    _, page = scrape(traced.server, "/metrics")
+    done = subprocess.run([program, "check", "metrics"], input=page, capture_output=True, text=True, timeout=30)
+    assert done.stdout + done.stderr == ""
+    assert done.returncode == 0
+
+
+def test_dashboard_shows_what_is_there(traced: Traced) -> None:
+    """config/grafana-dashboard.json asks for nothing that the page does not have."""
+    dashboard = json.loads((ROOT / "config" / "grafana-dashboard.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    asked = {name for expression in expressions for name in re.findall(r"pymx_[a-z_]+", expression)}
+    assert len(asked) > 20
+    asked -= {"pymx_notifications_failed_total", "pymx_notifications_delayed_total"}  # there from their first count on
+
+    def missing() -> set[str]:
+        _, page = scrape(traced.server, "/metrics")
+        return asked - set(re.findall(r"^(pymx_[a-z_]+)[{ ]", page, re.MULTILINE))
+
+    wait_for(lambda: not missing(), what="the numbers of all processes")
+
+
+def test_health_is_said(traced: Traced) -> None:
+    """For load balancers and monitors; other paths and methods are refused."""
+    wait_for(lambda: scrape(traced.server, "/healthz") == (200, "ok\n"), what="all processes heard of")
+    assert scrape(traced.server, "/")[0] == 404
+
+
+def test_status_shows_the_whole_server(traced: Traced) -> None:
+    """All processes, not only the runner that answers; trouble of the last day; as lines and as JSON."""
+    server = traced.server
+    wait_for(lambda: len(server.ctl_json("status")["processes"]) == 3, what="all processes heard of")
+    facts = server.ctl_json("status")
+    assert {p["process"] for p in facts["processes"]} == {"session-1", "session-2", "runner"}
+    assert facts["problems"] == []
+    assert any("451 4.7.1 Greylisted" in str(e["text"]) for e in facts["last_errors"])
+    said = server.ctl("status").stdout
+    assert "all processes serve" in said
+    assert re.search(r"certificate +expires in \d+ d", said)
+    assert re.search(r"^runner +\d+ ", said, re.MULTILINE)

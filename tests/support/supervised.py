@@ -1,7 +1,8 @@
 """A server with a trivial worker under the real supervisor, run as a process of its own by test_supervisor.py.
 
-The worker says on its connection who it is and as whom it runs; "die" and "hang" do what they say. Arguments: port
-file, workers, user, drain_s, behaviour of the start ("ok", "fail", "loop").
+The worker says on its connection who it is and as whom it runs; "die", "hang", "freeze" and "stop" do what they say.
+Arguments: port file, workers, user, drain_s, behaviour of the start ("ok", "fail", "loop", "watched": a worker that
+freezes is replaced after a second).
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ def main() -> int:
     port_file, workers, user, drain_s, behaviour = sys.argv[1:]
     listener = socket.create_server(("127.0.0.1", 0), backlog=100)
     listener.setblocking(False)
-    config = msgspec.structs.replace(Config(), user=user, drain_s=int(drain_s))
+    config = msgspec.structs.replace(
+        Config(), user=user, drain_s=int(drain_s), hang_s=1 if behaviour == "watched" else 0
+    )
     reloads = []
 
-    def worker(role: str, number: int, ready: Callable[[], None]) -> int:
+    def worker(role: str, number: int, ready: Callable[[], None], alive: Callable[[], None]) -> int:
         stop, hups = [], []
         if behaviour == "fail" and role == "runner":
             print("no schema", file=sys.stderr)
@@ -47,6 +50,7 @@ def main() -> int:
             assert listener.fileno() == -1, "the runner must not hold the ports"
         hanging = False
         while not stop or hanging:
+            alive()
             if role == "runner":
                 time.sleep(0.02)
                 continue
@@ -63,6 +67,11 @@ def main() -> int:
                 hanging = command == "hang"
                 words = [role, number, os.getpid(), os.getuid(), os.getgid(), len(os.getgroups()), len(hups)]
                 connection.sendall(" ".join(map(str, [*words, len(reloads)])).encode())
+                if command == "freeze":
+                    while True:
+                        time.sleep(60)
+                if command == "stop":
+                    os.kill(os.getpid(), signal.SIGSTOP)
                 if command == "die":
                     os.kill(os.getpid(), signal.SIGKILL)
                 if command == "slow":  # a session that needs its time to drain

@@ -1,0 +1,1 @@
+"""HTTP: what the server tells monitoring and, on other listeners, everybody."""
