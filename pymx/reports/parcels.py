@@ -17,10 +17,9 @@ import msgspec
 from pymx.reports import aggregate, tlsrpt
 from pymx.reports.aggregate import AggregateReport, Published, Row
 from pymx.reports.message import Parcel
-from pymx.reports.store import DAY_S, Store
+from pymx.reports.store import DAY_S, MAX_ROWS, Store
 from pymx.reports.tlsrpt import Failure, Policy, TlsReport
 
-MAX_ROWS = 10_000  # 5 MB before they are packed; some take no more than 10
 _MAX_POLICIES = 5  # of a domain in one day
 
 

@@ -28,7 +28,7 @@ _log = log.get("reports")
 class Write(Protocol):
     """`Store.add_dmarc` or `Store.add_tls`."""
 
-    def __call__(self, store: Store, counts: Mapping[Key, int], /) -> None: ...
+    def __call__(self, store: Store, counts: Mapping[Key, int], /) -> int: ...
 
 
 class Recorder:
@@ -76,9 +76,12 @@ class Recorder:
         if not counts:
             return
         try:
-            await self._store.call(lambda store: self._write(store, counts))
+            lost = await self._store.call(lambda store: self._write(store, counts))
         except StoreUnavailable as e:
             self._lose(sum(counts.values()), str(e))
+        else:
+            if lost:
+                self._lose(lost, "too many different results of one domain in a day")
 
     async def _run(self) -> None:
         while True:

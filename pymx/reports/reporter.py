@@ -42,7 +42,7 @@ _FIRST_S = 600  # after midnight: the last results of the day are written by the
 _SPREAD_S = 4 * 3600
 _RETRY_S = 1800.0
 _RETRY_MAX_S = 4 * 3600.0
-COUNTED_DAYS = 30
+COUNTED_DAYS = 30  # for who wants to see how TLS went; what DMARC reports are made of goes with them
 _AT_ONCE = 4
 
 Submit = Callable[[Address, Address, bytes], Awaitable[None]]

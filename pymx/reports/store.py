@@ -5,8 +5,10 @@
     sending       what became of the report about a day: one row per destination, and one with destination "" for all
     received      reports of others about domains here, whole
 
-All of it is statistics: writes are not synced, a damaged file is moved aside and made anew, and when the file has
-reached its size, what would be counted is dropped (`Full`). `prune` keeps to the days.
+All of it is statistics: writes are not synced, a damaged file is moved aside and made anew. What strangers can make
+grow is bounded: received reports fill three quarters of the size, then the oldest go, those without proof first; a
+domain has `MAX_ROWS` different results a day, which go once they are reported; when the size is reached nothing new is
+counted (`Full`). `prune` keeps to the days.
 
 Methods block; daemons use `call`, which runs them one after the other in a thread of the store's own.
 Errors: StoreUnavailable.
@@ -32,6 +34,7 @@ DAY_S = 86_400
 _VERSION = 1
 _BUSY_S = 5.0
 _PAGE_OCTETS = 4096
+MAX_ROWS = 10_000  # of a domain and a day; their report has 5 MB before it is packed, and some take no more than 10
 _SCHEMA = """
 CREATE TABLE dmarc_result(
   day INTEGER NOT NULL, domain TEXT NOT NULL, published TEXT NOT NULL, row TEXT NOT NULL, count INTEGER NOT NULL,
@@ -105,22 +108,39 @@ class Store:
 
     # --- counting ---------------------------------------------------------------------------------------------------
 
-    def add_dmarc(self, counts: Mapping[DmarcKey, int]) -> None:
-        """Count messages. Raises Full."""
-        self._add("dmarc_result(day, domain, published, row, count)", counts)
+    def add_dmarc(self, counts: Mapping[DmarcKey, int]) -> int:
+        """Count messages; how many could not be counted. Raises Full."""
+        return self._add("dmarc_result", ("published", "row"), counts)
 
-    def add_tls(self, counts: Mapping[TlsKey, int]) -> None:
-        """Count TLS sessions. Raises Full."""
-        self._add("tls_result(day, domain, policy, failure, count)", counts)
+    def add_tls(self, counts: Mapping[TlsKey, int]) -> int:
+        """Count TLS sessions; how many could not be counted. Raises Full."""
+        return self._add("tls_result", ("policy", "failure"), counts)
 
-    def _add(self, table: str, counts: Mapping[tuple[int, str, str, str], int]) -> None:
+    def _add(self, table: str, columns: tuple[str, str], counts: Mapping[tuple[int, str, str, str], int]) -> int:
+        one, other = columns
+        lost = 0
         with self._transaction() as db:
-            self._demand_room(db)
-            db.executemany(
-                f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?)"  # noqa: S608  # a name from below, not a value
-                " ON CONFLICT DO UPDATE SET count = count + excluded.count",
-                [(*key, count) for key, count in counts.items()],
-            )
+            if self._pages(db) >= self._max_pages:
+                raise Full("it has reached its size ([reports] max_mb)")
+            room: dict[tuple[int, str], int] = {}
+            for key, count in counts.items():
+                # names from above, no values, are put into the statements
+                changed = db.execute(
+                    f"UPDATE {table} SET count = count + ? WHERE day = ? AND domain = ? AND {one} = ? AND {other} = ?",  # noqa: S608
+                    (count, *key),
+                ).rowcount
+                if changed:
+                    continue
+                about = key[:2]
+                if about not in room:
+                    found = db.execute(f"SELECT count(*) FROM {table} WHERE day = ? AND domain = ?", about)  # noqa: S608
+                    room[about] = MAX_ROWS - int(found.fetchone()[0])
+                if room[about] <= 0:
+                    lost += count
+                    continue
+                room[about] -= 1
+                db.execute(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?)", (*key, count))  # noqa: S608
+        return lost
 
     def groups(self, kind: str, before_day: int, now: float) -> list[tuple[int, str]]:
         """(day, domain) of which something was counted before `before_day`, and which are not done with or waiting."""
@@ -177,8 +197,10 @@ class Store:
             return [Sending(*row) for row in found]
 
     def note(self, sending: Sending) -> None:
-        """Write down what became of a report."""
+        """Write down what became of a report. What a DMARC report was made of goes when it is done with."""
         with self._transaction() as db:
+            if sending.kind == "dmarc" and not sending.destination and sending.state == "done":
+                db.execute("DELETE FROM dmarc_result WHERE day = ? AND domain = ?", (sending.day, sending.domain))
             db.execute(
                 "INSERT OR REPLACE INTO sending VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (sending.kind, sending.day, sending.domain, sending.destination, sending.state, sending.tries,
@@ -190,11 +212,10 @@ class Store:
     def add_received(self, received: Received, document: bytes) -> bool:
         """Keep a report; False when it was there already."""
         with self._transaction() as db:
-            while self._pages(db) >= self._max_pages:
-                if not db.execute(
-                    "DELETE FROM received WHERE id IN (SELECT id FROM received ORDER BY id LIMIT 20)"
-                ).rowcount:
-                    raise Full("it has reached its size ([reports] max_mb)")
+            while self._pages(db) >= self._max_pages * 3 // 4 and self._drop_one(db):
+                pass
+            if self._pages(db) >= self._max_pages:
+                raise Full("it has reached its size ([reports] max_mb)")
             done = db.execute(
                 "INSERT OR IGNORE INTO received VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (received.kind, received.domain, received.organization, received.report_id, received.begin_s,
@@ -236,9 +257,13 @@ class Store:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _demand_room(self, db: sqlite3.Connection) -> None:
-        if self._pages(db) >= self._max_pages:
-            raise Full("it has reached its size ([reports] max_mb)")
+    @staticmethod
+    def _drop_one(db: sqlite3.Connection) -> bool:
+        """The received report that is missed least; False when there is none."""
+        dropped = db.execute(
+            "DELETE FROM received WHERE id IN (SELECT id FROM received ORDER BY instr(proof, 'pass') > 0, id LIMIT 1)"
+        )
+        return dropped.rowcount > 0
 
     @staticmethod
     def _pages(db: sqlite3.Connection) -> int:

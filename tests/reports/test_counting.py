@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from pymx.reports.error import StoreUnavailable
 from pymx.reports.outcome import Judged, dmarc_key
 from pymx.reports.received import Received
 from pymx.reports.recorder import MAX_KEYS, Key, Recorder
-from pymx.reports.store import DAY_S, Full, Store
+from pymx.reports.store import DAY_S, MAX_ROWS, Full, Store
 
 NOW = 20_000 * DAY_S + 100.0
 RECORD = {"v": "DMARC1", "p": "reject", "sp": "quarantine", "adkim": "s", "rua": "mailto:r@good.test"}
@@ -172,6 +173,16 @@ async def test_too_many_different_ones_are_dropped_and_said(store: Store, caplog
     assert [r.getMessage() for r in caplog.records] == ["report_results_dropped"]
 
 
+async def test_a_domain_has_so_many_different_results_a_day(store: Store) -> None:
+    """Signatures with selectors made up for each message must not fill the database; those known go on counting."""
+    for part in range(0, MAX_ROWS + 1000, 1000):
+        lost = store.add_dmarc({key(number): 1 for number in range(part, part + 1000)})
+    assert lost == 1000
+    assert store.add_dmarc({key(0): 5, key(MAX_ROWS + 5000): 7}) == 7
+    assert store.dmarc_rows(20_000, "good.test", 1) == [("{}", "0", 6)]
+    assert store.add_dmarc({(20_001, "good.test", "{}", "x"): 1, (20_000, "other.test", "{}", "x"): 1}) == 0
+
+
 async def test_broken_database_loses_counts_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A directory where the file should be: nothing is raised."""
     (tmp_path / "reports.sqlite").mkdir()
@@ -199,7 +210,7 @@ async def test_database_has_a_size(store: Store) -> None:
 
     def fill() -> None:
         for number in range(100):
-            store.add_dmarc({(20_000, "good.test", "{}", f"{number}-{i}" + "x" * 500): 1 for i in range(100)})
+            store.add_dmarc({(20_000, f"{number}.test", "{}", f"{number}-{i}" + "x" * 500): 1 for i in range(100)})
 
     with pytest.raises(Full):
         fill()
@@ -208,14 +219,12 @@ async def test_database_has_a_size(store: Store) -> None:
         store.add_received(received("a"), b"x")
 
 
-def received(report_id: str, *, received_s: int = int(NOW), domain: str = "good.test") -> Received:
-    return Received("dmarc", domain, "org", report_id, int(NOW) - 100, int(NOW), received_s, "", 1, 2)
+def received(report_id: str, *, domain: str = "good.test", proof: str = "") -> Received:
+    return Received("dmarc", domain, "org", report_id, int(NOW) - 100, int(NOW), int(NOW), proof, 1, 2)
 
 
 async def test_oldest_reports_go_first(store: Store) -> None:
     """When there is no room any more."""
-    import random
-
     for number in range(60):
         assert store.add_received(received(f"{number}"), random.Random(number).randbytes(50_000))
     kept = [int(r.report_id) for r in store.received()]
@@ -224,6 +233,14 @@ async def test_oldest_reports_go_first(store: Store) -> None:
     assert 0 not in kept
     document = store.document(store.received(limit=1)[0].id)
     assert document == random.Random(59).randbytes(50_000)
+
+
+async def test_reports_without_proof_go_before_those_with(store: Store) -> None:
+    """A flood of made-up reports does not push out the true ones."""
+    assert store.add_received(received("true", proof="dkim=pass dmarc=pass google.com"), b"x")
+    for number in range(60):
+        store.add_received(received(f"{number}"), random.Random(number).randbytes(50_000))
+    assert "true" in {r.report_id for r in store.received()}
 
 
 async def test_a_report_is_kept_once(store: Store) -> None:

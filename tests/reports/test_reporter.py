@@ -332,3 +332,28 @@ async def test_what_was_not_asked_for_in_the_settings_is_not_sent(bench: Start, 
     await one.reporter.send()
     assert not one.sent
     assert {p.kind for p in await one.reporter.plan()} == {"dmarc", "tls"}
+
+
+async def test_https_leads_to_no_private_address(bench: Start, dns_server: DnsServer) -> None:
+    """Where a stranger's record leads: our own network is not reached, and it is not tried again."""
+    one = bench()
+    one.make_key()
+    dns_server.add("inside.good.test", "A", "10.0.0.1")
+    dns_server.add(
+        "_smtp._tls.good.test", "TXT", '"v=TLSRPTv1; rua=https://inside.good.test/report,mailto:tls@good.test"'
+    )
+    one.connected()
+    counts = await one.reporter.send()
+    assert (counts["sent"], counts["refused"]) == (1, 1)
+    reasons = {s.destination: s.reason for s in one.store.sendings(DAY)}
+    assert "no public address" in reasons["https://inside.good.test/report"]
+
+
+async def test_what_a_sent_report_was_made_of_is_forgotten(bench: Start, dns_server: DnsServer) -> None:
+    """Who sent from where is kept for the report only."""
+    one = bench()
+    one.make_key()
+    dns_server.add("_dmarc.good.test", "TXT", '"v=DMARC1; p=none; rua=mailto:r@good.test"')
+    one.judged()
+    await one.reporter.send()
+    assert one.store.dmarc_rows(DAY, "good.test", 1) == []

@@ -223,7 +223,7 @@ def test_hostile_reports_are_delivered_and_logged(shop: Appliance) -> None:
     for reason, attachment in HOSTILE.items():
         message = EmailMessage()
         message["From"], message["To"] = "r@nowhere.test", "carol@shop.test"
-        message["Subject"] = f"Report Domain: shop.test Submitter: nowhere.test Report-ID: <1>"
+        message["Subject"] = "Report Domain: shop.test Submitter: nowhere.test Report-ID: <1>"
         message["X-Case"] = reason
         message.set_content("A report")
         message.add_attachment(attachment, maintype="application", subtype="gzip", filename="report.xml.gz")
