@@ -62,6 +62,12 @@ class Counters:
         self._complained_s = -_COMPLAIN_EVERY_S
         self._log = log.get("accounts")
 
+    def reload(self, rules: Rules) -> None:
+        """Go by other rules from now on; bans that are in force keep their length."""
+        self._rules = rules
+        if self._state is not None:
+            self._state.rules = rules
+
     async def close(self) -> None:
         """Finish what waits, close the file, end the thread."""
         while self._running is not None:

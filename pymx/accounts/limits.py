@@ -58,10 +58,8 @@ class LoginLimits:
         self, settings: Limits, counters: Counters, *, connects: Callable[[str], bool] = lambda peer_ip: True
     ) -> None:
         self._connects = connects
-        self._rules = Rules.of(settings)
-        self._trusted = Networks(settings.trusted)
-        self._max_slowed = settings.max_slowed
         self._counters = counters
+        self.reload(settings)
         self._slowed = 0
         self._hurry = asyncio.Event()
         self._noted: dict[tuple[str, str], float] = {}
@@ -71,6 +69,13 @@ class LoginLimits:
         self._seen = (-1, -1)
         self._task: asyncio.Task[None] | None = None
         self._log = log.get("accounts")
+
+    def reload(self, settings: Limits) -> None:
+        """Go by these settings from now on."""
+        self._rules = Rules.of(settings)
+        self._trusted = Networks(settings.trusted)
+        self._max_slowed = settings.max_slowed
+        self._counters.reload(self._rules)
 
     async def start(self) -> None:
         """Read what there is, and keep looking."""

@@ -35,9 +35,13 @@ class Sending:
     """The caps of `[limits]`, for all accounts."""
 
     def __init__(self, settings: Limits, counters: Counters) -> None:
+        self._counters = counters
+        self.reload(settings)
+
+    def reload(self, settings: Limits) -> None:
+        """Go by these settings from now on."""
         self._max_messages = settings.account_messages_per_day
         self._max_new = settings.account_new_recipients_per_day
-        self._counters = counters
 
     async def check(self, account: str, recipients: Sequence[str] = ()) -> None:
         """May the account send one more message, to these addresses elsewhere? Raises SendingCapped."""

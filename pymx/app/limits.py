@@ -12,6 +12,8 @@ from pymx.accounts.limits import LoginLimits
 from pymx.accounts.limitstate import FILE_NAME
 from pymx.accounts.sending import Sending
 from pymx.app.rooms import INVALIDATE, Rooms
+from pymx.config.model import Limits
+from pymx.mail.peer import Networks
 from pymx.mta import rates as inbound_rates
 from pymx.net.rates import Rates
 from pymx.net.sessions import Sessions
@@ -27,9 +29,7 @@ class ProcessLimits:
         settings = rooms.config.limits
         self._rooms = rooms
         self._counters = Counters(rooms.site.data_dir / FILE_NAME, Rules.of(settings))
-        self.rates = Rates(
-            inbound_rates.limits(settings), [*settings.trusted, *_LOCAL], exchange=self._counters.add_rates
-        )
+        self.rates = Rates(inbound_rates.limits(settings), _uncounted(settings), exchange=self._counters.add_rates)
         self.logins = LoginLimits(
             settings,
             self._counters,
@@ -37,12 +37,23 @@ class ProcessLimits:
         )
         self.sending = Sending(settings, self._counters)
 
+    def reload(self, settings: Limits) -> None:
+        """Go by other settings from now on."""
+        self.logins.reload(settings)
+        self.sending.reload(settings)
+        self.rates.limits = inbound_rates.limits(settings)
+        self.rates.trusted = Networks(_uncounted(settings))
+
     async def start(self, stack: contextlib.AsyncExitStack) -> None:
         stack.push_async_callback(self._counters.close)
         self.rates.start()
         stack.push_async_callback(self.rates.close)
         await self.logins.start()
         stack.push_async_callback(self.logins.close)
+
+
+def _uncounted(settings: Limits) -> list[str]:
+    return [*settings.trusted, *_LOCAL]
 
 
 class Watch:

@@ -193,7 +193,9 @@ def _needs_restart(old: Config, new: Config) -> list[str]:
             changed.append(section.encode_name)
             continue
         for key in msgspec.structs.fields(type(before)):
-            reloaded = section.name in ("smtp", "imap", "checks", "rspamd") and not key.name.startswith("listen")
+            reloaded = section.name in ("smtp", "imap", "checks", "rspamd", "limits")
+            # trusted hosts: the caps on connections keep the old ones
+            reloaded = reloaded and not key.name.startswith("listen") and key.name != "trusted"
             if getattr(before, key.name) != getattr(after, key.name) and not reloaded:
                 changed.append(f"{section.encode_name}.{key.encode_name}")
     return changed

@@ -154,6 +154,8 @@ class SessionSide:
             if self._inbound is not None:
                 self._inbound.checks = checks  # messages being checked keep the old ones
             self._checks_settings = _checks_settings(config)
+        if self._limits is not None:
+            self._limits.reload(config.limits)
         for engine in self._engines:
             engine.smtp = config.smtp
         if self._rate_limited is not None:

@@ -7,10 +7,10 @@ Stages, in order:
     MAIL   the account has sent all it may for now 451 4.7.1;
            login required 530; the sender must belong to the login 553 5.7.1; the null sender is nobody's, and what
            clients send read receipts with (RFC 8098 s. 3): it passes, and the From field is held to the login as ever
-    RCPT   too many new recipients for now 451 4.7.1, for one message ever 550 5.7.1; unknown here 550 5.1.1; mailbox
-           full 452 4.2.2; directory down 451 4.3.0; elsewhere is always fine
+    RCPT   unknown here 550 5.1.1; mailbox full 452 4.2.2; directory down 451 4.3.0; elsewhere is always fine
     DATA   fix-up (see `fixup`, 554 5.6.0); every mailbox in From and Sender must belong to the login 553 5.7.1;
-           DKIM signature of the From domain; then `mta.dispatch`: mailboxes here at once, the rest queued
+           DKIM signature of the From domain; more new recipients than the account may have for now 451 4.7.1, than any
+           message may have 550 5.7.1; then `mta.dispatch`: mailboxes here at once, the rest queued
 
 An account that was removed during a session can send nothing more (535). The first time in 24 hours that an account
 meets its caps the postmaster gets a mail about it.
@@ -177,17 +177,17 @@ class Submission:
         if not allowed:
             raise SmtpError(replies.SENDER_NOT_OWNED, f"{account.email} as {address}")
 
-    async def check_sending(self, account: Account, recipients: Sequence[str] = ()) -> None:
-        """May the account send one more message, to these new or old addresses elsewhere? Raises SmtpError."""
+    async def check_sending(self, account: Account) -> None:
+        """May the account send one more message? Raises SmtpError."""
         if self._sending is None:
             return
         try:
-            await self._sending.check(account.email, recipients)
+            await self._sending.check(account.email)
         except SendingCapped as e:
             await self._refuse_capped(account, e)
 
     async def count_sending(self, account: Account, recipients: Sequence[str]) -> None:
-        """Count a message that is about to be accepted. Raises SmtpError when it is one too many."""
+        """Count a message that is about to be accepted, and whom elsewhere it is for. Raises SmtpError."""
         if self._sending is None:
             return
         try:
@@ -262,13 +262,7 @@ class SubmissionTransaction:
     async def rcpt(self, recipient: Recipient) -> None:
         resolution = await self._submission.dispatch.resolve(recipient.address)
         await require_room(self._submission.mda, resolution, self._parameters.size or 0)
-        elsewhere = self._elsewhere([*self._targets, Target(recipient, resolution)])
-        if resolution.external:
-            await self._submission.check_sending(self._account, elsewhere)
         self._targets.append(Target(recipient, resolution))
-
-    def _elsewhere(self, targets: Sequence[Target]) -> list[str]:
-        return [address.key for target in targets for address in target.resolution.external]
 
     async def data(self, content: Content) -> Reply:
         prepared = await self._submission.prepare(
@@ -288,7 +282,8 @@ class SubmissionTransaction:
             envid=self._parameters.envid,
             requiretls=self._parameters.requiretls,
         )
-        await self._submission.count_sending(self._account, self._elsewhere(self._targets))
+        elsewhere = [address.key for target in self._targets for address in target.resolution.external]
+        await self._submission.count_sending(self._account, elsewhere)
         accepted = await self._submission.dispatch.accept(envelope, prepared.content, self._targets)
         if self._submission.sent is not None:
             self._submission.sent(self._account.email, [target.recipient.address.key for target in self._targets])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -58,7 +59,7 @@ class Rates:
         self.trusted = Networks(trusted)
         self._exchange = exchange
         self._clock = clock
-        self._windows: dict[tuple[str, str], _Window] = {}
+        self._windows: OrderedDict[tuple[str, str], _Window] = OrderedDict()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -123,7 +124,7 @@ class Rates:
         window = self._windows.get(key)
         if window is None:
             if len(self._windows) >= _MAX_NETWORKS:
-                del self._windows[next(iter(self._windows))]
+                self._windows.popitem(last=False)
             window = self._windows[key] = _Window(since)
         elif window.since != since:
             window.before = window.count if window.since == since - period_s else 0

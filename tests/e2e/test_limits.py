@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import imaplib
 import shutil
+import signal
 import smtplib
 import socket
 import subprocess
@@ -28,7 +29,7 @@ def server() -> Iterator[Appliance]:
         greeting_wait_ms=300,
         extra={
             "limits": "ban_after = 4\nslow_max_s = 0\nmessages_per_hour = 5\nunknown_recipients_per_hour = 3\n"
-            "account_messages_per_day = 3\n"
+            "account_messages_per_day = 3\naccount_new_recipients_per_day = 2\n"
         },
     )
     try:
@@ -244,6 +245,30 @@ def test_an_account_has_its_caps_and_the_postmaster_hears_once(server: Appliance
     assert server.subjects("alice").count(subject) == 1
     told = server.ctl_json("bans", "explain", server.address("grace"))
     assert told["sent_messages"] == 3
+
+
+def test_a_message_to_too_many_strangers_is_refused(server: Appliance) -> None:
+    with pytest.raises(smtplib.SMTPDataError) as refused:
+        server.submit("carol", "a@far.test, b@far.test, c@far.test", "to strangers")
+    assert refused.value.smtp_code == 550
+    assert refused.value.smtp_error == b"5.7.1 3 new recipients in one message; the limit is 2 in 24 hours"
+    server.submit("carol", ", ".join(server.address(user) for user in ("alice", "bob", "grace")), "to friends")
+
+
+def test_other_limits_take_a_reload(server: Appliance) -> None:
+    """The administrator has banned himself, and puts his address into [limits] trusted."""
+    source, before = "127.0.6.1", server.config.read_text()
+    ban(server, source)
+    assert BANNED in imap_login(server, source, "carol", "secret")
+    assert server.process is not None
+    server.config.write_text(before.replace("ban_after = 4\n", 'ban_after = 4\ntrusted = ["127.0.6.0/24"]\n'))
+    try:
+        server.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: imap_login(server, source, "carol", "secret") == "OK", what="a login from a trusted address")
+    finally:
+        server.config.write_text(before)
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: BANNED in imap_login(server, source, "bob", "secret"), what="the ban, which is in force still")
 
 
 def test_port_25_has_its_rates(server: Appliance) -> None:
