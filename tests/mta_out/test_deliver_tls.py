@@ -26,6 +26,8 @@ from support.dns_server import DnsServer
 from support.sinks import DROP
 from support.tls import CertificateAuthority, TlsFiles
 
+from pymx.mta.client import Contexts
+
 
 def on_both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     """uvloop by default, asyncio as the fallback: run an async test on a loop of each kind."""
@@ -158,3 +160,11 @@ async def test_a_password_is_not_sent_without_tls(
     assert not any("AUTH" in c for c in remote.commands)
     (outcome,) = await deliver_to(smarthost(remote.port, tls="none", **login)).attempt(attempt("a@far.test"))
     assert outcome.result is OK
+
+
+def test_no_session_ticket_is_asked_for(tls_files: TlsFiles) -> None:
+    """Servers of one big provider broke on them."""
+    contexts = Contexts()
+    for context in (contexts.opportunistic(), contexts.verified(str(tls_files.ca))):
+        assert context.options & ssl.OP_NO_TICKET
+        assert context.minimum_version is ssl.TLSVersion.TLSv1_2

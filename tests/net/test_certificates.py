@@ -105,3 +105,34 @@ def test_minimum_version(tls_files, minimum, works):
     else:
         with pytest.raises(ssl.SSLError):
             presented(context, ssl.TLSVersion.TLSv1_2)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_port_25_gives_no_session_tickets(tls_files, version):
+    """Servers of one big provider break on them; nor is a session resumed by its number."""
+    certificates = Certificates(settings(tls_files))
+    for context, resumable in ((certificates.mx_context(), False), (certificates.context(), True)):
+        assert tickets(context, version) is resumable
+
+
+def tickets(context: ssl.SSLContext, version: ssl.TLSVersion) -> bool:
+    """Whether a client of a server with `context` could resume its session."""
+    ours, theirs = socket.socketpair()
+
+    def serve() -> None:
+        with context.wrap_socket(theirs, server_side=True) as connection:
+            connection.sendall(b"220 hello")
+            connection.recv(100)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_mode = ssl.CERT_NONE
+    client.minimum_version = client.maximum_version = version
+    with client.wrap_socket(ours) as connection:
+        assert connection.recv(100) == b"220 hello"  # with TLS 1.3 tickets come before it
+        session = connection.session
+        connection.sendall(b"bye")
+        thread.join()
+        return session is not None and session.has_ticket

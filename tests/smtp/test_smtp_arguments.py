@@ -93,6 +93,25 @@ def test_bad_mail_is_refused(argument, code):
     assert caught.value.reply.code == code
 
 
+@pytest.mark.parametrize(
+    ("argument", "offered", "expected"),
+    [
+        ("FROM:<> REQUIRETLS", True, True),
+        ("FROM:<> requiretls SIZE=5", True, True),
+        ("FROM:<> SIZE=5", True, False),
+        ("FROM:<> REQUIRETLS=YES", True, 501),
+        ("FROM:<> REQUIRETLS REQUIRETLS", True, 501),
+        ("FROM:<> REQUIRETLS", False, 555),
+    ],
+)
+def test_requiretls_is_a_parameter_where_it_is_offered(argument, offered, expected):
+    """RFC 8689 s. 4.1."""
+    try:
+        assert parse_mail(argument, requiretls=offered).requiretls is expected
+    except SmtpError as error:
+        assert error.reply.code == expected
+
+
 @pytest.mark.parametrize(("argument", "notify", "orcpt"), RCPT)
 def test_rcpt_is_read(argument, notify, orcpt):
     recipient = parse_rcpt(argument, smtputf8=False)

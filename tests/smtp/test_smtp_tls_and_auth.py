@@ -250,3 +250,22 @@ def test_password_is_in_no_log_line(submission, tls_files):
     assert "login_refused" in text
     for secret in ("geheim", "falsch", PLAIN, encode("geheim")):
         assert secret not in text
+
+
+def test_requiretls_is_offered_inside_tls_only(submission, tls_files):
+    """RFC 8689 s. 2: the promise needs TLS on this hop to begin with."""
+    service = submission()
+    with service.client() as client:
+        assert "REQUIRETLS" not in client.ask("EHLO client.example")
+        assert client.ask("STARTTLS").startswith("220 ")
+        client.start_tls(tls_files.client_context())
+        assert "250-REQUIRETLS" in client.ask("EHLO client.example")
+        assert client.ask("AUTH PLAIN " + PLAIN).startswith("235 ")
+        assert client.ask("MAIL FROM:<alice@example.test> REQUIRETLS").startswith("250 ")
+
+
+def test_requiretls_in_plain_text_is_an_unknown_parameter(smtp_service, loop_name, context):
+    """It was not offered."""
+    with smtp_service(loop=loop_name, tls=context).client() as client:
+        client.ask("EHLO client.example")
+        assert client.ask("MAIL FROM:<a@far.test> REQUIRETLS").startswith("555 ")
