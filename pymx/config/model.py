@@ -170,6 +170,7 @@ class Imap(Struct, forbid_unknown_fields=True, frozen=True):
     background_commands: Annotated[
         NonNegative,
         _doc("background fetches of phones are put off while more commands than this run, per process and listener"),
+    max_notify_mailboxes: Annotated[Positive, _doc("mailboxes that a session may watch with NOTIFY (RFC 5465)")] = 1000
     ] = 50
     max_metadata_value_octets: Annotated[Positive, _doc("size of one value of METADATA (RFC 5464)")] = 65_536
     max_metadata_octets: Annotated[Positive, _doc("size of all METADATA of an account, names included")] = 1_048_576

@@ -18,6 +18,7 @@ from pymx.proto.imap.rows import NO_RECENT, Row, RowFormat, numbers
 from pymx.proto.imap.sequence import SequenceSet, runs, select
 
 if TYPE_CHECKING:
+    from pymx.imapd.notify import Notifications
     from pymx.imapd.server import ImapServer
 
 CHUNK = 65_536
@@ -58,6 +59,8 @@ class Wire(Protocol):
 
     def begin_compression(self) -> None: ...
 
+    def wake(self) -> None: ...
+
     def abort(self) -> None: ...
 
 
@@ -68,12 +71,15 @@ class Client:
         "_behind",
         "_pieces",
         "_size",
+        "arrived",
         "client_id",
         "condstore",
+        "errors",
         "kept",
         "leaving",
         "login",
         "mailbox",
+        "notify",
         "octets_out",
         "owner",
         "peer_ip",
@@ -107,6 +113,9 @@ class Client:
         self.rev2 = False  # IMAP4rev2 (RFC 9051) is enabled
         self.uidonly = False  # UIDONLY (RFC 9586) is enabled: sequence numbers are never spoken of
         self.saved: Sequence[int] = ()  # UIDs of the last search with SAVE (RFC 5182)
+        self.notify: Notifications | None = None  # what the client asked to be told of (RFC 5465)
+        self.arrived: list[int] = []  # UIDs of messages told since, for NOTIFY
+        self.errors = 0  # bad commands in a row, or any refused before login
         self.leaving = ""  # why the session ends after this command
         self.kept: tuple[int, bytes] | None = None  # a large message that is being fetched piece by piece
         self.octets_out = 0
@@ -135,8 +144,14 @@ class Client:
         assert self.mailbox is not None, "the table lets no command through without a mailbox"
         return self.mailbox
 
+    def stop_notifying(self) -> None:
+        notify, self.notify = self.notify, None
+        if notify is not None:
+            notify.close()
+
     def unselect(self) -> None:
         mailbox, self.mailbox = self.mailbox, None
+        self.arrived = []
         self.saved = ()
         self._behind = False
         self.forget_message()
@@ -296,5 +311,9 @@ class Client:
             self.write_flags()
         if changes.arrived:
             self.write_counts()
+            if self.notify is not None and self.notify.items:
+                self.arrived += self.selected.uids[-changes.arrived :]
+        if self.notify is not None and not self.notify.tells_flags:
+            return
         # RFC 7162 s. 3.2.4: with CONDSTORE the UID helps a client to find the message; RFC 9051 s. 7.5.2
         self.write_rows(changes.flagged, with_uid=self.condstore or self.rev2)

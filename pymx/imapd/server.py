@@ -55,6 +55,7 @@ class ImapServer:
         self.spool_dir = spool_dir or Path(mail.root)
         self.namespace = Namespace(mail.prefix, store.separator)
         self.kept_octets = 0  # see Client.keep_message
+        self.running_commands = 0
         self.log = log.get("imapd")
         self.capabilities = capability.after_login(mail.max_message_octets)
 

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, cast
 
 from pymx import metrics
 from pymx.imapd.client import Client, Disconnected, MailboxGone
-from pymx.imapd.commands import TABLE, Changes, Command
-from pymx.imapd.compression import BrokenStream, Compression
-from pymx.imapd.trouble import no_text, refusal
-from pymx.ms.errors import NoSuchMailbox, StoreError
+from pymx.imapd.compression import BrokenStream
+from pymx.imapd.dispatch import perform, reply_bad
+from pymx.imapd.incoming import Incoming
+from pymx.imapd.telling import tell
+from pymx.imapd.trouble import no_text
+from pymx.ms.errors import StoreError
+from pymx.ms.mailbox import Mailbox
 from pymx.net.tls import upgrade
 from pymx.proto.imap.errors import Bad, No
 from pymx.proto.imap.receiver import Continuation, Event, LineTooLong, Receiver, Refused, Request
-from pymx.proto.imap.response import text_line
 
 if TYPE_CHECKING:
     from pymx.imapd.server import ImapServer
@@ -41,27 +43,26 @@ class Session(asyncio.Protocol):
     __slots__ = (
         "_client",
         "_commands",
-        "_compression",
         "_counted",
         "_dirty",
         "_drained",
         "_ended",
         "_eof",
-        "_errors",
         "_gone",
         "_idle_tag",
+        "_incoming",
         "_last_input",
         "_last_output",
         "_line",
         "_loop",
         "_paused",
         "_reading_paused",
-        "_receiver",
         "_server",
         "_slow_since",
         "_started",
         "_task",
         "_transport",
+        "_watched",
     )
 
     def __init__(self, server: ImapServer) -> None:
@@ -69,10 +70,11 @@ class Session(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
-        self._receiver = Receiver(
-            max_line_octets=min(server.imap.max_login_octets, server.imap.max_line_octets), make_sink=server.sink
+        self._incoming = Incoming(
+            Receiver(
+                max_line_octets=min(server.imap.max_login_octets, server.imap.max_line_octets), make_sink=server.sink
+            )
         )
-        self._compression: Compression | None = None
         self._idle_tag: bytes | None = None
         self._dirty = False
         self._line: asyncio.Future[None] | None = None  # AUTHENTICATE waits for a line
@@ -84,7 +86,7 @@ class Session(asyncio.Protocol):
         self._ended = ""
         self._counted = False
         self._commands = 0
-        self._errors = 0
+        self._watched: Mailbox | None = None
         self._slow_since = 0.0  # when the command began or the client last heard of it; 0: never to be told
         self._started = self._last_input = self._last_output = self._loop.time()
 
@@ -117,12 +119,7 @@ class Session(asyncio.Protocol):
         self._last_input = self._loop.time()
         if self._ended:
             return
-        waiting = 0
-        if self._compression is None:
-            self._receiver.feed(data)
-        else:
-            self._compression.put(data)
-            waiting = self._compression.waiting_octets
+        self._incoming.put(data)
         if self._task is None:
             self._wake()
             return
@@ -130,11 +127,7 @@ class Session(asyncio.Protocol):
             self._line.set_result(None)
         imap = self._server.imap
         limit = imap.max_login_octets if self._client.owner is None else imap.max_waiting_octets
-        if (
-            self._receiver.buffered_octets + waiting > limit
-            and not self._reading_paused
-            and self._transport is not None
-        ):
+        if self._incoming.waiting_octets > limit and not self._reading_paused and self._transport is not None:
             self._reading_paused = True
             self._transport.pause_reading()
 
@@ -169,10 +162,10 @@ class Session(asyncio.Protocol):
 
     def send(self, data: bytes) -> None:
         if self._transport is not None and not self._gone and not self._transport.is_closing():
-            if self._compression is not None:
-                data = self._compression.pack(data)
+            if (compression := self._incoming.compression) is not None:
+                data = compression.pack(data)
                 if self._idle_tag is not None:
-                    self._compression.rest()
+                    compression.rest()
             self._transport.write(data)
             self._last_output = self._loop.time()
 
@@ -189,7 +182,7 @@ class Session(asyncio.Protocol):
         self._client.flush()
         while True:
             try:
-                line = self._receiver.next_line()
+                line = self._incoming.next_line()
             except LineTooLong:
                 self._end("line too long")
                 raise Bad("Line is too long") from None
@@ -207,7 +200,7 @@ class Session(asyncio.Protocol):
         assert self._server.tls is not None
         assert self._transport is not None
         self._client.flush()
-        self._receiver.clear()
+        self._incoming.clear()
         try:
             self._transport = await upgrade(self, self._transport, self._server.tls)
         except OSError:
@@ -227,52 +220,23 @@ class Session(asyncio.Protocol):
         """IDLE (RFC 2177): from now on the client hears of changes at once."""
         client = self._client
         self._idle_tag = client.tag
+        self._incoming.rest()
         self._dirty = True
-        if self._compression is not None:
-            self._compression.rest()
-        if client.mailbox is not None:
-            client.mailbox.watch(self._hint)
+        self._watch()
 
     @property
     def compressed(self) -> bool:
-        return self._compression is not None
+        return self._incoming.compression is not None
 
     def begin_compression(self) -> None:
-        """From now on both sides send DEFLATE; a client that has sent more already broke RFC 4978 s. 3."""
+        """From now on both sides send DEFLATE."""
         self._client.flush()
-        self._receiver.clear()
-        self._compression = Compression()
-
-    def _unpack(self) -> bool:
-        """Give the receiver more of what came compressed; whether there was any."""
-        if self._compression is None:
-            return False
-        try:
-            octets = self._compression.take()
-        except BrokenStream:
-            self._bye("Compressed data is broken.", "broken compression")
-            return False
-        self._receiver.feed(octets)
-        return bool(octets)
-
-    def _next_event(self) -> Event | None:
-        event = self._receiver.next_event()
-        while event is None and self._unpack():
-            event = self._receiver.next_event()
-        return event
+        self._incoming.begin_compression()
 
     @property
     def busy(self) -> bool:
         """A command runs."""
         return self._task is not None
-
-    def _hint(self) -> None:
-        """The mailbox may have changed."""
-        if self._idle_tag is None:
-            return
-        self._dirty = True
-        if self._task is None and not self._gone:
-            self._spawn(None)
 
     # --- Live
 
@@ -303,8 +267,7 @@ class Session(asyncio.Protocol):
             client.flush()
         elif silent > KEEP_MESSAGE_S:
             client.forget_message()
-            if self._compression is not None:
-                self._compression.rest()
+            self._incoming.rest()
 
     def shutdown(self) -> None:
         """BYE now, or after the command that runs."""
@@ -345,8 +308,9 @@ class Session(asyncio.Protocol):
         """The last thing a session does: free what it holds, write its line in the log."""
         self._transport = None
         client, server = self._client, self._server
+        client.stop_notifying()
         client.unselect()
-        self._receiver.clear()
+        self._incoming.clear()
         if not self._counted:
             return
         self._counted = False
@@ -370,7 +334,11 @@ class Session(asyncio.Protocol):
         """Start a task if there is something to do."""
         event = None
         if self._idle_tag is None:
-            event = self._next_event()
+            try:
+                event = self._incoming.next_event()
+            except BrokenStream:
+                self._broken()
+                return
             if event is None:
                 return
         self._spawn(event)
@@ -387,6 +355,8 @@ class Session(asyncio.Protocol):
             self._bye("Selected mailbox is gone.", "mailbox gone")
         except LineTooLong:
             self._bye("Line is too long.", "line too long")
+        except BrokenStream:
+            self._broken()
         except StoreError as error:
             self._server.log.warning("imap_push_failed", account=self._client.login, reason=error.reason)
             self._bye("Mailbox is not available.", "store failed")
@@ -408,6 +378,9 @@ class Session(asyncio.Protocol):
         else:
             self._resume_reading()
 
+    def _broken(self) -> None:
+        self._bye("Compressed data is broken.", "broken compression")
+
     def _resume_reading(self) -> None:
         if self._reading_paused and self._transport is not None and not self._gone:
             self._reading_paused = False
@@ -420,9 +393,11 @@ class Session(asyncio.Protocol):
                 if not await self._idle():
                     return
                 continue
-            event = event or self._next_event()
+            event = event or self._incoming.next_event()
             if event is None:
-                return
+                if not await self._push():
+                    return
+                continue
             await self._handle(event)
             event = None
             if self._client.octets_out and self._paused:
@@ -430,32 +405,18 @@ class Session(asyncio.Protocol):
 
     async def _idle(self) -> bool:
         """One step of IDLE; whether there is more to do."""
-        line = self._receiver.next_line()
-        while line is None and self._unpack():
-            line = self._receiver.next_line()
+        line = self._incoming.next_line()
         if line is not None:
             self._commands += 1
             tag, self._idle_tag = self._idle_tag, None
-            if self._client.mailbox is not None:
-                self._client.mailbox.watch(None)
+            self._watch()
             if line.strip().upper() == b"DONE":
                 self._client.write(b"%b OK Idle completed.\r\n" % (tag or b"*"))
             else:
-                self._reply_bad(tag or b"*", "Expected DONE")
+                reply_bad(self._client, tag or b"*", "Expected DONE")
+                self._check_errors()
             return True
-        if self._dirty and self._client.mailbox is not None:
-            self._dirty = False
-            await self._tell(expunge=True)
-            self._client.flush()
-            await self.drained()
-            return True
-        return False
-
-    async def _tell(self, *, expunge: bool) -> None:
-        try:
-            await self._client.tell_changes(expunge=expunge)
-        except NoSuchMailbox:
-            raise MailboxGone from None
+        return await self._push()
 
     async def _handle(self, event: Event) -> None:
         client = self._client
@@ -466,80 +427,75 @@ class Session(asyncio.Protocol):
             case Continuation():
                 client.write(b"+ OK\r\n")
                 client.flush()
-            case Refused(tag, "NO", code, text, fatal):
+            case Refused(tag, "NO", code, text):
                 client.write(b"%b %b\r\n" % (tag, no_text(No(text, code=code))))
-                if fatal:
-                    self._bye("Literal is too large.", "literal too large")
-            case Refused(tag, _, code, text, fatal):
-                self._reply_bad(tag, f"[{code}] {text}" if code else text)
-                if fatal:
-                    self._bye("Literal is too large.", "literal too large")
+            case Refused(tag, _, code, text):
+                reply_bad(client, tag, text, code)
+        self._check_errors()
+        if isinstance(event, Refused) and event.fatal:
+            self._bye("Literal is too large.", "literal too large")
 
-    def _reply_bad(self, tag: bytes, text: str) -> None:
-        self._client.write(b"%b BAD %b\r\n" % (tag, text_line(text)))
-        self.count_error()
-
-    def count_error(self) -> None:
+    def _check_errors(self) -> None:
         """Too many of them in a row, or before login, and the session ends."""
-        self._errors += 1
-        if self._errors >= self._server.imap.max_errors:
+        if self._client.errors >= self._server.imap.max_errors:
             self._bye("Too many bad commands.", "too many errors")
 
     async def _command(self, request: Request) -> None:
         client = self._client
-        tag = client.tag = request.tag
-        command = TABLE.get(request.name)
-        if command is None:
-            self._reply_bad(tag, f"Unknown command {request.name.decode()}")
-            return
-        if client.state not in command.states:
-            self._reply_bad(tag, f"{request.name.decode()} is not possible in this state")
-            return
-        try:
-            if command.by_number and client.uidonly:
-                raise Bad("Only the UID form is possible", code="UIDREQUIRED")  # RFC 9586 s. 3.1
-            done = await self._run(command, request)
-        except Bad as error:
-            self._reply_bad(tag, f"[{error.code}] {error.text}" if error.code else error.text)
-        except No as error:
-            client.write(b"%b %b\r\n" % (tag, no_text(error)))
-            if client.owner is None:
-                self.count_error()
-        except StoreError as error:
-            self._server.log.warning(
-                "imap_command_failed",
-                account=client.login,
-                command=request.name.decode(),
-                error=type(error).__name__,
-                reason=error.reason,
-            )
-            client.write(b"%b %b\r\n" % (tag, no_text(refusal(error))))
-        except (Disconnected, MailboxGone):
-            raise
-        except Exception as error:  # one command's failure must not take the session along
-            self._server.log.exception(
-                "imap_command_failed", account=client.login, command=request.name.decode(), error=repr(error)
-            )
-            client.write(b"%b NO [SERVERBUG] Internal error.\r\n" % tag)
-        else:
-            if client.owner is not None:
-                self._errors = 0  # only those in a row count, but passwords are not to be tried for ever
-            if done:
-                client.write(b"%b %b\r\n" % (tag, done))
-
-    async def _run(self, command: Command, request: Request) -> bytes:
-        client = self._client
-        request.arguments.utf8, request.arguments.rev2 = client.utf8, client.rev2
         self._slow_since = 0.0 if request.name in _STREAMED else self._loop.time()
+        self._server.running_commands += 1
         try:
-            done = await command.act(client, request.arguments)
+            await perform(client, request)
         finally:
             self._slow_since = 0.0
-        if client.mailbox is not None and command.changes is not Changes.NONE:
-            await self._tell(expunge=command.changes is Changes.ALL)
-        if client.owner is not None and not self._receiver.append_limit:
+            self._server.running_commands -= 1
+        self._watch()
+        receiver = self._incoming.receiver
+        if client.owner is not None and not receiver.append_limit:
             limit = self._server.mail.max_message_octets
-            self._receiver.max_line_octets = self._server.imap.max_line_octets
-            self._receiver.append_limit = limit
-            self._receiver.swallow_limit = max(limit, self._server.imap.max_swallowed_octets)
-        return done
+            receiver.max_line_octets = self._server.imap.max_line_octets
+            receiver.append_limit = limit
+            receiver.swallow_limit = max(limit, self._server.imap.max_swallowed_octets)
+
+    # --- changes of others
+
+    def _watch(self) -> None:
+        """Hear of changes in the selected mailbox while the client is to be told at once: in IDLE, or by NOTIFY."""
+        client = self._client
+        pushed = self._idle_tag is not None or (client.notify is not None and client.notify.tells_messages)
+        wanted = client.mailbox if pushed else None
+        if wanted is self._watched:
+            return
+        if self._watched is not None:
+            self._watched.watch(None)
+        self._watched = wanted
+        if wanted is not None:
+            self._dirty = True
+            wanted.watch(self._hint)
+
+    def _hint(self) -> None:
+        """The selected mailbox may have changed."""
+        self._dirty = True
+        self.wake()
+
+    def wake(self) -> None:
+        """There is something to tell."""
+        if self._task is None and not self._gone and not self._ended:
+            self._spawn(None)
+
+    async def _push(self) -> bool:
+        """Tell what changed, between commands or in IDLE; whether there was anything to look at."""
+        client = self._client
+        notify = client.notify
+        idle = self._idle_tag is not None
+        if self._dirty and self._watched is not None:
+            self._dirty = False
+            # RFC 5465 s. 6.1: SELECTED-DELAYED keeps EXPUNGE back until a command lets it through
+            await tell(client, expunge=idle or (notify is not None and notify.immediate))
+        elif notify is not None and notify.dirty:
+            await notify.tell()
+        else:
+            return False
+        client.flush()
+        await self.drained()
+        return True

@@ -17,6 +17,7 @@ from pymx.ms.box import Box, Home, make_directories
 from pymx.ms.disk import Disk
 from pymx.ms.dovecotplace import Place
 from pymx.ms.errors import NoSuchMailbox, translated
+from pymx.ms.hints import FOLDERS
 from pymx.ms.index import Index, IndexBusy, IndexDamaged
 from pymx.ms.layout import INBOX, Layout, Levels, is_mailbox, storage_name
 from pymx.ms.owner import Owner
@@ -150,6 +151,7 @@ class Account:
         subscriptions.change(
             self.home.disk, self.home.place.account_files, separator, levels, subscribe=subscribe, mode=self.home.mode
         )
+        self.home.changed(FOLDERS, 0)
 
     def close(self) -> None:
         self.home.index.close()

@@ -18,6 +18,7 @@ from pymx.ms.account import Account
 from pymx.ms.box import Home
 from pymx.ms.dotlock import DotLock
 from pymx.ms.errors import InvalidName, LimitReached
+from pymx.ms.hints import ATTRIBUTES
 from pymx.ms.layout import Levels
 
 NAME = b"dovecot-attributes"
@@ -64,18 +65,21 @@ def read(directory: bytes) -> dict[bytes, bytes]:
         return {}
 
 
+def address(key: bytes) -> tuple[str, str, bool] | None:
+    """What a key stands for: the mailbox's GUID, the entry's name, and whether it is the account's own."""
+    kind, _, rest = key.decode("utf-8", "replace").partition("/")
+    guid, _, name = rest.partition("/")
+    whole = {"priv": "private", "shared": "shared"}.get(kind)
+    server = name.startswith(SERVER)
+    if whole is None or not name or (name.startswith(_PRIVATE_TO_DOVECOT) and not server):
+        return None
+    return guid, f"/{whole}/{name.removeprefix(SERVER)}", server
+
+
 def entries(directory: bytes, guid: str, *, server: bool) -> dict[str, bytes]:
     """All entries of a mailbox, or with INBOX's GUID of the `server`, by name."""
-    out = {}
-    for key, value in read(directory).items():
-        kind, _, rest = key.decode("utf-8", "replace").partition("/")
-        whose, _, name = rest.partition("/")
-        if whose != guid or kind not in _KINDS.values():
-            continue
-        inner = name.startswith(SERVER)
-        if inner == server and (inner or not name.startswith(_PRIVATE_TO_DOVECOT)):
-            out[f"/{'private' if kind == 'priv' else kind}/{name.removeprefix(SERVER)}"] = value
-    return out
+    found = ((address(key), value) for key, value in read(directory).items())
+    return {where[1]: value for where, value in found if where is not None and where[::2] == (guid, server)}
 
 
 def of_mailbox(account: Account, levels: Levels, *, server: bool) -> dict[str, bytes]:
@@ -134,4 +138,5 @@ def _rewrite(home: Home, alter: Callable[[dict[bytes, bytes]], None]) -> bool:
             return False
         home.disk.replace_file(path, path + b".tmp", to_bytes(there), home.mode)
     home.disk.sync_directory(directory)
+    home.changed(ATTRIBUTES, 0)
     return True

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pymx.ms import subscriptions, uidlist, uidvalidity
 from pymx.ms.box import Home, make_directories
 from pymx.ms.errors import InvalidName, MailboxExists, NoSuchMailbox
+from pymx.ms.hints import FOLDERS
 from pymx.ms.layout import INBOX, TRASHED, Layout, Levels, is_mailbox, storage_name
 
 LOCK = b"pymx-account.lock"
@@ -81,6 +82,7 @@ def create(home: Home, layout: Layout, levels: Levels, special_use: str) -> None
         make(home, path, levels)
         if special_use:
             set_special_use(home, levels, special_use)
+    _tell(home, [])
 
 
 def _make_parents(home: Home, path: bytes) -> None:
@@ -126,8 +128,8 @@ def delete(home: Home, layout: Layout, levels: Levels) -> bytes:
 
 
 def _tell(home: Home, guids: list[str]) -> None:
-    """Sessions that wait in these mailboxes look, and find them gone."""
-    for guid in guids:
+    """Sessions that wait in these mailboxes look, and find them gone; so do those that want to hear of names."""
+    for guid in (*guids, FOLDERS):
         home.changed(guid, 0)
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from pymx import log
 
 Key = tuple[str, str]  # account, mailbox GUID
+# In place of a GUID: any mailbox of the account; the names and subscriptions; what METADATA has.
+ANY, FOLDERS, ATTRIBUTES = "", "folders", "attributes"
 _PREFIX = "ms-"
 _OVERFLOW = b"*"
 _log = log.get("ms")
@@ -88,6 +90,10 @@ class Hints:
             self._mark(key, modseq)
 
     def _mark(self, key: Key, modseq: int) -> None:
+        self._mark_one(key, modseq)
+        self._mark_one((key[0], ANY), modseq)
+
+    def _mark_one(self, key: Key, modseq: int) -> None:
         loop = self._loop
         if loop is None or key not in self._callbacks:
             return

@@ -33,6 +33,7 @@ from pymx.ms.hints import Hints
 from pymx.ms.index import NAME as INDEX_NAME
 from pymx.ms.layout import INBOX, Layout, is_mailbox
 from pymx.ms.mailbox import Mailbox, mailbox_id
+from pymx.ms.observer import Observer
 from pymx.ms.owner import Owner
 from pymx.ms.threads import Threads
 from pymx.ms.watch import Watch
@@ -508,8 +509,15 @@ class Store:
         box, state = await self.run(owner, opened)
         return Mailbox(self, owner, self._layout.name(levels), box, state, read_only=read_only)
 
+    def observe(self, owner: Owner, wake: Callable[[], None]) -> Observer:
+        """Hear of whatever happens in the account; `wake` is called in the loop."""
+        return Observer(self, owner, wake)
+
     def levels(self, name: str) -> tuple[str, ...]:
         return self._layout.levels(name)
+
+    def name(self, levels: tuple[str, ...]) -> str:
+        return self._layout.name(levels)
 
     def special_use(self, account: Account, name: str) -> str:
         """The special use of a mailbox; in a thread."""

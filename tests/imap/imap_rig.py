@@ -158,6 +158,7 @@ async def running(
     mail: Mail | None = None,
     imap: Imap | None = None,
     without_tls: bool = False,
+    runtime_dir: Path | None = None,
 ) -> AsyncIterator[Rig]:
     """A server on `directory`."""
     root = directory / "mail"
@@ -165,7 +166,7 @@ async def running(
     values = {name: getattr(mail, name) for name in mail.__struct_fields__} if mail else {}
     mail = Mail(**{**values, "root": str(root)})
     imap = imap or Imap()
-    store = Store(mail, render=render, runtime_dir=None, hostname="mx.example.test")
+    store = Store(mail, render=render, runtime_dir=runtime_dir, hostname="mx.example.test")
     await store.start()
     sessions = Sessions()
     sessions.start()

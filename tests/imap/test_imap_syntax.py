@@ -23,6 +23,7 @@ from pymx.proto.imap.commands.identity import parse_enable, parse_id
 from pymx.proto.imap.commands.list import ListMailboxes, matcher, parse_list, parse_lsub
 from pymx.proto.imap.commands.login import parse_authenticate, parse_login
 from pymx.proto.imap.commands.metadata import metadata_response, parse_getmetadata, parse_setmetadata
+from pymx.proto.imap.commands.notify import EventGroup, Notify, parse_notify
 from pymx.proto.imap.commands.plain import parse_nothing
 from pymx.proto.imap.commands.quota import parse_getquota
 from pymx.proto.imap.commands.replace import parse_replace, parse_uid_replace
@@ -67,6 +68,7 @@ PARSERS = [
     parse_lsub,
     parse_mailbox,
     parse_nothing,
+    parse_notify,
     parse_rename,
     parse_replace,
     parse_search,
@@ -86,7 +88,8 @@ WORDS = st.sampled_from(
     b"|-FLAGS.SILENT|\\Seen|$kw|RETURN (|STATUS|MIN|NOT|OR|UID|KEYWORD|SINCE|1-Feb-2020|CHARSET|UTF-8|X|NIL|INBOX"
     b"|{3}\r\n|%|&|&AOQ-|SUBSCRIBED|RECURSIVEMATCH|(CHANGEDSINCE|(UNCHANGEDSINCE|MODSEQ|99999999999999999999|MESSAGES"
     b"|$|QRESYNC (|VANISHED|PARTIAL|-1:-2|(LAZY)|PREVIEW|BINARY[|BINARY.SIZE[|YOUNGER|EMAILID"
-    b"|USE (|UTF8 (|~{3}\r\n|CATENATE (|URL|TEXT|/private/comment|DEPTH|MAXSIZE|infinity".split(b"|")
+    b"|USE (|UTF8 (|~{3}\r\n|CATENATE (|URL|TEXT|/private/comment|DEPTH|MAXSIZE|infinity"
+    b"|SET|NONE|STATUS|SELECTED|SUBTREE|MessageNew|MessageExpunge|FlagChange".split(b"|")
 )
 
 
@@ -327,6 +330,57 @@ def test_metadata_round_trip(values: dict[str, bytes | None]) -> None:
     kept = [value for value in literals if not string(value).startswith(b'"')]
     if items:
         assert dict(parse_setmetadata(Cursor(b" " + pieces, kept)).values) == dict(items)
+
+
+PEEK = BodyItem(b"BODY[]", Section(), peek=True)
+TWO = frozenset({"MESSAGENEW", "MESSAGEEXPUNGE"})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"none", Notify(())),
+        (b"SET (personal none)", Notify((EventGroup("PERSONAL", (), frozenset()),))),
+        (
+            b"set status (selected (MessageNew (uid body[]) MessageExpunge)) (subtree Lists MailboxName)",
+            Notify(
+                (
+                    EventGroup("SELECTED", (), TWO, ("UID", PEEK)),
+                    EventGroup("SUBTREE", ("Lists",), frozenset({"MAILBOXNAME"})),
+                ),
+                status=True,
+            ),
+        ),
+        # without the parentheses, as the examples of the RFC have it
+        (
+            b"SET (selected-delayed MessageExpunge MessageNew FlagChange)"
+            b' (mailboxes (a "b c") MessageNew MessageExpunge)',
+            Notify(
+                (
+                    EventGroup("SELECTED-DELAYED", (), TWO | {"FLAGCHANGE"}),
+                    EventGroup("MAILBOXES", ("a", "b c"), TWO),
+                )
+            ),
+        ),
+        (b"SET (subscribed (SubscriptionChange)) (inboxes (ServerMetadataChange MailboxMetadataChange))", None),
+    ],
+)
+def test_notify(text: bytes, expected: Notify | None) -> None:
+    """RFC 5465 s. 8; items never make a message seen."""
+    found = parse_notify(Cursor(b" " + text))
+    assert expected is None or found == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    b"|SET|SET STATUS|SET ()|SET (selected)|SET (selected ())|SET (subtree (MessageNew))|SET (mailboxes () NONE)|NONE x"
+    b"|SET (everywhere NONE)|SET (personal NONE) x|SET (selected NONE"
+    b"|SET (selected (MessageNew () MessageExpunge))".split(b"|"),
+)
+def test_wrong_notify_is_bad(text: bytes) -> None:
+    """What the grammar does not have."""
+    with pytest.raises(Bad):
+        parse_notify(Cursor(b" " + text))
 
 
 def test_catenate_of_more_parts_than_allowed_is_bad() -> None:

@@ -24,6 +24,7 @@ from pymx.imapd.commands import (
     list,
     login,
     metadata,
+    notify,
     quota,
     replace,
     search,
@@ -45,6 +46,7 @@ from pymx.proto.imap.commands import identity as identity_syntax
 from pymx.proto.imap.commands import list as list_syntax
 from pymx.proto.imap.commands import login as login_syntax
 from pymx.proto.imap.commands import metadata as metadata_syntax
+from pymx.proto.imap.commands import notify as notify_syntax
 from pymx.proto.imap.commands import quota as quota_syntax
 from pymx.proto.imap.commands import replace as replace_syntax
 from pymx.proto.imap.commands import search as search_syntax
@@ -66,6 +68,8 @@ class Changes(enum.Enum):
     # RFC 3501 s. 7.4.1: no EXPUNGE in answer to FETCH, STORE or SEARCH
     NO_EXPUNGE = enum.auto()
     ALL = enum.auto()
+    # All of them, also to a client that wants to hear of none (NOTIFY), since the command removes messages
+    REMOVES = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +135,14 @@ TABLE: Mapping[bytes, Command] = {
     b"DELETEACL": _row(acl_syntax.parse_about_identifier, acl.refuse, _AFTER, Changes.ALL),
     b"LISTRIGHTS": _row(acl_syntax.parse_about_identifier, acl.refuse, _AFTER, Changes.ALL),
     b"APPEND": _row(append_syntax.parse_append, append.append, _AFTER, Changes.ALL),
+    b"NOTIFY": _row(notify_syntax.parse_notify, notify.notify, _AFTER, Changes.ALL),
     b"IDLE": _row(parse_nothing, idle.idle, _AFTER),
     # in a mailbox
     b"CHECK": _row(parse_nothing, session.check, _SELECTED, Changes.ALL),
     b"CLOSE": _row(parse_nothing, select.close, _SELECTED),
     b"UNSELECT": _row(parse_nothing, select.unselect, _SELECTED),
-    b"EXPUNGE": _row(expunge_syntax.parse_expunge, expunge.expunge, _SELECTED, Changes.ALL),
-    b"UID EXPUNGE": _row(expunge_syntax.parse_uid_expunge, expunge.expunge, _SELECTED, Changes.ALL),
+    b"EXPUNGE": _row(expunge_syntax.parse_expunge, expunge.expunge, _SELECTED, Changes.REMOVES),
+    b"UID EXPUNGE": _row(expunge_syntax.parse_uid_expunge, expunge.expunge, _SELECTED, Changes.REMOVES),
     b"SEARCH": _row(search_syntax.parse_search, search.search, _SELECTED, Changes.NO_EXPUNGE, by_number=True),
     b"UID SEARCH": _row(search_syntax.parse_uid_search, search.search, _SELECTED, Changes.ALL),
     # RFC 5256 s. 3: what is asked of SEARCH about EXPUNGE is asked of these too
@@ -149,10 +154,10 @@ TABLE: Mapping[bytes, Command] = {
     b"UID FETCH": _row(fetch_syntax.parse_uid_fetch, fetch.fetch, _SELECTED, Changes.ALL),
     b"STORE": _row(store_syntax.parse_store, store.store, _SELECTED, Changes.NO_EXPUNGE, by_number=True),
     b"UID STORE": _row(store_syntax.parse_uid_store, store.store, _SELECTED, Changes.ALL),
-    b"REPLACE": _row(replace_syntax.parse_replace, replace.replace, _SELECTED, Changes.ALL, by_number=True),
-    b"UID REPLACE": _row(replace_syntax.parse_uid_replace, replace.replace, _SELECTED, Changes.ALL),
+    b"REPLACE": _row(replace_syntax.parse_replace, replace.replace, _SELECTED, Changes.REMOVES, by_number=True),
+    b"UID REPLACE": _row(replace_syntax.parse_uid_replace, replace.replace, _SELECTED, Changes.REMOVES),
     b"COPY": _row(copy_syntax.parse_copy, copy.copy, _SELECTED, Changes.ALL, by_number=True),
     b"UID COPY": _row(copy_syntax.parse_uid_copy, copy.copy, _SELECTED, Changes.ALL),
-    b"MOVE": _row(copy_syntax.parse_copy, copy.move, _SELECTED, Changes.ALL, by_number=True),
-    b"UID MOVE": _row(copy_syntax.parse_uid_copy, copy.move, _SELECTED, Changes.ALL),
+    b"MOVE": _row(copy_syntax.parse_copy, copy.move, _SELECTED, Changes.REMOVES, by_number=True),
+    b"UID MOVE": _row(copy_syntax.parse_uid_copy, copy.move, _SELECTED, Changes.REMOVES),
 }

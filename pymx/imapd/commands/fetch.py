@@ -17,11 +17,11 @@ from pymx.mail.mime import Part, parse
 from pymx.ms.mailbox import StoredMessage
 from pymx.proto.imap.binary import UnknownEncoding, extract_binary
 from pymx.proto.imap.bodystructure import bodystructure
-from pymx.proto.imap.commands.fetch import BodyItem, Fetch
+from pymx.proto.imap.commands.fetch import BodyItem, Fetch, FetchItem
 from pymx.proto.imap.errors import Bad, No
 from pymx.proto.imap.rows import Row, RowFormat
 from pymx.proto.imap.section import extract
-from pymx.proto.imap.sequence import run_text
+from pymx.proto.imap.sequence import SequenceSet, ranges_of, run_text
 
 LARGE = 262_144  # octets from which a whole message is streamed
 _END_OF_HEADER = b"\r\n\r\n"
@@ -39,7 +39,7 @@ class _Plan:
     def __init__(self, client: Client, arguments: Fetch) -> None:
         items = arguments.items
         self.row_items = [item for item in items if isinstance(item, str) and item != "BODY"]
-        if client.uidonly and not arguments.wants_uid:
+        if client.uidonly and not arguments.wants_uid and "UID" in self.row_items:
             self.row_items.remove("UID")  # RFC 9586 s. 3.3: it is in front
         self.bodies = [item for item in items if isinstance(item, BodyItem)]
         self.structure = "BODY" in items
@@ -86,6 +86,12 @@ async def fetch(client: Client, arguments: Fetch) -> bytes:
     if seen < len(uids) and since is None and not arguments.by_uid:
         return b"NO [EXPUNGEISSUED] Some of the messages are gone."  # RFC 5530
     return b"OK Fetch completed."
+
+
+async def fetch_new(client: Client, uids: Sequence[int], items: Sequence[FetchItem]) -> None:
+    """FETCH responses for messages that arrived just now, as NOTIFY asked for (RFC 5465 s. 5.1)."""
+    messages = SequenceSet(tuple(ranges_of(uids)))
+    await fetch(client, Fetch(messages, True, tuple(items), None, wants_uid="UID" in items))
 
 
 async def _extended(client: Client, plan: _Plan, rows: Sequence[Row]) -> list[Row]:

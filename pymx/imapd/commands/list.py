@@ -92,7 +92,7 @@ def _attributes(entry: _Entry, arguments: ListMailboxes) -> list[bytes]:
     return attributes
 
 
-def _line(
+def list_line(
     client: Client, command: bytes, attributes: Sequence[bytes], separator: str, name: str, extra: bytes = b""
 ) -> bytes:
     return b"* %b (%b) %b %b%b\r\n" % (
@@ -102,6 +102,15 @@ def _line(
         encoded(name, utf8=client.utf8),
         extra,
     )
+
+
+def list_response(client: Client, name: str, *, exists: bool, subscribed: bool, old: str | None) -> bytes:
+    """A LIST response that nobody asked for (RFC 5465 s. 5.4, 5.5); `old` is the name that the mailbox had."""
+    attributes = [] if exists else [b"\\NonExistent"]
+    if subscribed:
+        attributes.append(b"\\Subscribed")
+    extra = b"" if old is None else b' ("OLDNAME" (%b))' % encoded(old, utf8=client.utf8)
+    return list_line(client, b"LIST", attributes, client.namespace.separator, name, extra)
 
 
 def _chosen(entry: _Entry, select: frozenset[str]) -> bool:
@@ -117,7 +126,7 @@ async def list_mailboxes(client: Client, arguments: ListMailboxes) -> bytes:
     separator = namespace.separator
     if arguments.patterns == ("",) and not arguments.select:
         # s. 6.3.8: an empty name asks for the separator and the root of the reference
-        client.write(_line(client, b"LIST", [b"\\Noselect"], separator, ""))
+        client.write(list_line(client, b"LIST", [b"\\Noselect"], separator, ""))
         return b"OK List completed."
     folders = await client.server.store.folders(client.account)
     entries = _tree(folders, namespace, missing="SUBSCRIBED" in arguments.select)
@@ -131,7 +140,7 @@ async def list_mailboxes(client: Client, arguments: ListMailboxes) -> bytes:
         if not chosen and not below:
             continue
         extra = b' ("CHILDINFO" (%b))' % parents[entry.name] if below else b""
-        client.write(_line(client, b"LIST", _attributes(entry, arguments), separator, entry.name, extra))
+        client.write(list_line(client, b"LIST", _attributes(entry, arguments), separator, entry.name, extra))
         if entry.exists and entry.folder is not None and chosen:
             if "MYRIGHTS" in arguments.returns:
                 write_rights(client, entry.folder.name)
@@ -180,5 +189,5 @@ async def lsub(client: Client, arguments: ListMailboxes) -> bytes:
                 if above not in names and wanted.match(above):
                     shown.setdefault(above, False)
     for name in sorted(shown, key=lambda each: (each != INBOX, each)):
-        client.write(_line(client, b"LSUB", [] if shown[name] else [b"\\Noselect"], separator, name))
+        client.write(list_line(client, b"LSUB", [] if shown[name] else [b"\\Noselect"], separator, name))
     return b"OK Lsub completed."

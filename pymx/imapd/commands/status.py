@@ -14,9 +14,14 @@ async def status(client: Client, arguments: StatusOf) -> bytes:
 
 
 async def write_status(client: Client, name: str, items: Sequence[str]) -> None:
-    """One STATUS response; `name` is the store's."""
+    """One STATUS response that a client asked for; `name` is the store's."""
     if "HIGHESTMODSEQ" in items:
         client.enable_condstore()
+    client.write(await status_response(client, name, items))
+
+
+async def status_response(client: Client, name: str, items: Sequence[str]) -> bytes:
+    """One STATUS response; `name` is the store's."""
     found = await client.server.store.status(client.account, name)
     values = {
         "MESSAGES": found.messages,
@@ -32,4 +37,4 @@ async def write_status(client: Client, name: str, items: Sequence[str]) -> None:
         "APPENDLIMIT": client.server.mail.max_message_octets,
     }
     text = " ".join(f"{item} {values[item]}" for item in items)
-    client.write(b"* STATUS %b (%b)\r\n" % (client.on_wire(name), text.encode()))
+    return b"* STATUS %b (%b)\r\n" % (client.on_wire(name), text.encode())

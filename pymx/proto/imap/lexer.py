@@ -88,6 +88,13 @@ class Cursor:
         self._position = stop
         return True
 
+    def skip_before(self, text: bytes, following: bytes) -> bool:
+        """Step over `text` if it comes next and `following` after it."""
+        there = self._data.startswith(text + following, self._position)
+        if there:
+            self._position += len(text)
+        return there
+
     def expect(self, text: bytes) -> None:
         if not self.skip(text):
             raise Bad(f"Expected {text.decode()}")

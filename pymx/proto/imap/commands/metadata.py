@@ -132,6 +132,11 @@ def metadata_response(name: bytes, values: Sequence[tuple[str, bytes | None]]) -
     return b"* METADATA %b (%b)\r\n" % (name, items)
 
 
+def metadata_names(name: bytes, entries: Sequence[str]) -> bytes:
+    """Entries that changed (s. 4.4.2)."""
+    return b"* METADATA %b %b\r\n" % (name, b" ".join(astring(entry.encode()) for entry in entries))
+
+
 def _written(value: bytes | None) -> bytes:
     if value is None:
         return b"NIL"
