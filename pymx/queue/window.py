@@ -8,8 +8,8 @@ Bounds. Some thousand deliveries are in the window, new and deferred ones counte
 one site, so that a slow provider does not fill it. What does not fit stays on disk, and its destination is remembered
 (`spilled`). Deferred mail gets at most four fifths of the slots. So nothing that is slow or old keeps new mail waiting.
 
-What can't start within a minute, because its place is dead, paused or over its rate, does not wait in the window:
-`next` gives it back with the time when it may be tried.
+What can't start because its place is dead or paused, or within a minute because of a rate, does not wait in the window:
+`next` gives it back with the time when it may be tried. It is then judged like all that waits: too old, told of.
 
 A destination whose place is not known yet waits until it is told (`place`); it holds up nobody else.
 """
@@ -26,7 +26,7 @@ from pymx.queue.pace import FOREVER, Change, Pace, Rules
 from pymx.queue.place import Kind, Limits, Place, Strain
 from pymx.queue.state import Item, Taken, Want
 
-HOLD_S = 60.0  # who may start sooner than that waits in the window
+HOLD_S = 60.0  # who has to wait for a rate no longer than that waits in the window
 WINDOW = 4000  # deliveries in memory: of new mail, and as many of deferred
 PER_SITE = 100  # of them, of one site
 PAGE = 256
@@ -364,7 +364,7 @@ class Window:
     def _of_site(self, site: Site, now: float) -> Start | Postpone | None:
         """Something of a site's lanes; it is listed again when there may be more."""
         at = site.pace.free_at(now)
-        if now + HOLD_S < at < FOREVER:
+        if _is_long(site.pace, at, now):
             return self._postpone(site, site.lanes[0], site.pace, now)
         if at > now:
             self._wake_at(site, at)
@@ -375,7 +375,7 @@ class Window:
             assert lane.place is not None
             hosts = self._hosts(lane.place, site)
             at = hosts.free_at(now)
-            if now + HOLD_S < at < FOREVER:
+            if _is_long(hosts, at, now):
                 return self._postpone(site, lane, hosts, now)
             site.lanes.rotate(-1)
             if at > now:
@@ -477,6 +477,10 @@ class Window:
         """What has to survive a restart, what the last runner saved and nobody needed yet included."""
         kept = {name: saved for name, saved in self._saved.items() if is_of_use(saved, now)}
         return kept | {name: pace.saved() for name, pace in self.paces(now)}
+
+
+def _is_long(pace: Pace, at: float, now: float) -> bool:
+    return now < pace.paused_until or now + HOLD_S < at < FOREVER
 
 
 def is_of_use(saved: Mapping[str, object], now: float) -> bool:
