@@ -6,7 +6,8 @@ password stops working at once, and memory holds nothing to log in with. Checks 
 time are one check, so a client that opens five connections costs one bcrypt.
 
 Without a user of that name a password is checked all the same, against the hash seen last (or one of the configured
-cost), and the outcome is not looked at: the answer takes as long as for a wrong password.
+cost), and the outcome is not looked at: the answer takes as long as for a wrong password. With limits both come at the
+same moment after the question, unless the machine is too slow for that.
 
 Limits (pymx.accounts.limits): an address that guesses is banned, and every wrong password is answered later than the
 last. One address has one check running at a time; addresses that somebody logged in from lately go first.
@@ -89,6 +90,7 @@ class Authenticator:
         AuthenticationUnavailable."""
         shown = login[:_MAX_LOGIN_OCTETS]
         standing = Standing("")
+        began = time.monotonic()
         try:
             if self._limits is not None:
                 standing = await self._limits.admit(peer_ip, login)
@@ -100,7 +102,8 @@ class Authenticator:
             self._log.info("login_failed", account=shown, peer_ip=peer_ip, reason=e.reason)
             if self._limits is not None and e.is_guess:
                 wait_s = await self._limits.failed(standing, login, password, peer_ip=peer_ip)
-                await self._limits.hold_back(wait_s)
+                # counted from the beginning, so that it covers what differs: hashes of several kinds, look-ups
+                await self._limits.hold_back(wait_s - (time.monotonic() - began))
             raise
         except AuthenticationBanned as e:
             metrics.add("logins_banned")

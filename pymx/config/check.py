@@ -210,6 +210,8 @@ def _sockets(config: Config) -> Iterator[str]:
             ipaddress.ip_network(network, strict=False)
         except ValueError:
             yield _error("[limits] trusted", network, "expected an address or a network such as 192.0.2.0/24")
+    if config.limits.ban_max_s < config.limits.ban_first_s:
+        yield _error("[limits] ban_max_s", config.limits.ban_max_s, "expected at least ban_first_s")
 
 
 def _dns(config: Config) -> Iterator[str]:

@@ -97,6 +97,7 @@ source_addresses = ["192.0.2.1"]
         ("[control]\nsocket = 'control.sock'", "[control] socket", "control.sock", "absolute"),
         (f"[control]\nsocket = '/{'x' * 120}'", "[control] socket", "xxx", "107"),
         ("[limits]\ntrusted = ['here']", "[limits] trusted", "here", "network"),
+        ("[limits]\nban_max_s = 60", "[limits] ban_max_s", "60", "ban_first_s"),
         ("[dns]\nnameservers = ['dns.example']", "[dns] nameservers", "dns.example", "ADDRESS"),
         ("[checks]\nspf = false", "[checks] spf", "False", "dmarc = true needs it"),
         ("[checks]\ndkim = false", "[checks] dkim", "False", "dmarc = true needs it"),
