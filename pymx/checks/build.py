@@ -10,12 +10,15 @@ from pymx.checks.dkim import Dkim
 from pymx.checks.dmarc import Dmarc
 from pymx.checks.dnsbl import Dnsbl
 from pymx.checks.early import EarlyTalker
+from pymx.checks.greylist import Greylisting
 from pymx.checks.helo import Helo
 from pymx.checks.iprev import Iprev
 from pymx.checks.patience import Patience
 from pymx.checks.pipeline import Pipeline
 from pymx.checks.spf import Spf
 from pymx.config.model import Config, Rspamd
+from pymx.junk.greylist import NAME as GREYLIST
+from pymx.junk.greylist import Greylist, Times
 from pymx.mailauth.questions import Questions
 
 # Shares of the time limit; see pymx.checks.pipeline
@@ -50,6 +53,10 @@ def build_pipeline(config: Config, resolver: Questions) -> Pipeline | None:
         checks.append(Dmarc(resolver, trusted_sealers=on.trusted_sealers, domain_timeout_s=limit_s))
     if config.rspamd.url:
         checks.append(_rspamd(config.rspamd, config.hostname))
+    if on.greylist:
+        times = Times(on.greylist_delay_s, on.greylist_window_s, on.greylist_remember_s)
+        remembered = Greylist(Path(config.data_dir) / GREYLIST, times)
+        checks.append(Greylisting(remembered, score=on.greylist_score))
     if not checks:
         return None
     return Pipeline(

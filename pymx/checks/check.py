@@ -54,6 +54,7 @@ class Facts:
     arc: ArcResult | None = None
     dmarc: DmarcResult | None = None
     voucher: str = ""  # the trusted sealer on whose word a failing DMARC is overlooked
+    scores: dict[str, float] = field(default_factory=dict)  # of the hints, by check
     bodies: BodyHashes | None = None  # see checks.body
     body_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 from pymx import log
 from pymx.checks.check import Check, Facts, Stage
-from pymx.checks.verdict import Judgement, Level, Verdict, merge
+from pymx.checks.verdict import ALWAYS_OPEN, Judgement, Level, Verdict, merge
 from pymx.mail import authres, spam
 from pymx.mail.address import AddressError
 from pymx.mail.envelope import Listener, Origin
@@ -37,7 +37,6 @@ _log = log.get("checks")
 # not keep those that come after from having their time.
 _SHARE_OF_NEEDED = 0.6
 _EARLY = (Stage.CONNECT, Stage.HELO, Stage.MAIL)
-_ALWAYS_OPEN = frozenset({"postmaster", "abuse"})
 _REFUSALS = {Level.DEFER: replies.TRY_LATER, Level.REJECT: replies.REJECTED_BY_POLICY}
 
 
@@ -179,7 +178,7 @@ class Inspection:
         order = [check.name for check in self._pipeline.checks if check.name in self._verdicts]
         judgement = merge([(name, self._verdicts[name]) for name in order], self._pipeline.junk_score)
         to = {recipient.address.local_part.lower() for recipient in self.facts.recipients}
-        if judgement.level >= Level.DEFER and to <= _ALWAYS_OPEN:
+        if judgement.level >= Level.DEFER and to <= ALWAYS_OPEN:
             # RFC 5321 s. 4.5.1, RFC 2142 s. 2
             return replace(judgement, level=Level.JUNK, reply=None)
         return judgement
@@ -199,6 +198,7 @@ class Inspection:
             _log.exception("check_failed", **self._who(), check=check.name, stage=stage.value)
             verdict = check.unavailable(self.facts, "an error of the server")
         self._verdicts[check.name] = verdict
+        self.facts.scores[check.name] = verdict.score
 
     def _head(self, head: bytes, judgement: Judgement) -> bytes:
         """The header block with our fields in front, and without those that only we may write."""

@@ -7,11 +7,10 @@ a retry of the same sender from the same network (/24, /64) to the same recipien
 
 from __future__ import annotations
 
-import ipaddress
 from collections import OrderedDict
 
 from pymx.checks.check import Facts
-from pymx.mail.peer import peer_address
+from pymx.mail.peer import wide_network
 
 AFTER_S = 600.0  # twice as long as rspamd's own greylisting takes
 _FORGET_S = 5 * 86400.0
@@ -40,7 +39,5 @@ class Retries:
 
 
 def _key(facts: Facts) -> _Key:
-    address = peer_address(facts.origin.peer_ip)
-    network = ipaddress.ip_network(f"{address}/{24 if address.version == 4 else 64}", strict=False)
     recipient = facts.recipients[0].address.key if facts.recipients else ""
-    return str(network), str(facts.mail_from or "").lower(), recipient
+    return wide_network(facts.origin.peer_ip), str(facts.mail_from or "").lower(), recipient

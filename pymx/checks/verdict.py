@@ -17,6 +17,9 @@ from pymx.proto.smtp.reply import Reply
 _NO_FACTS = frozenset({"header.b", "header.i"})  # of use to other programs only
 
 
+ALWAYS_OPEN = frozenset({"postmaster", "abuse"})  # RFC 5321 s. 4.5.1, RFC 2142 s. 2: never refused mail to them alone
+
+
 class Level(enum.IntEnum):
     """What is to be done with the message."""
 

@@ -225,6 +225,13 @@ def _checks(config: Config) -> Iterator[str]:
     if checks.dmarc and not (checks.spf and checks.dkim):
         off = "spf" if not checks.spf else "dkim"
         yield _error(f"[checks] {off}", False, "dmarc = true needs it: legitimate mail would be refused")
+    if checks.greylist and not (checks.iprev or checks.helo or checks.spf or checks.dnsbl or checks.early_talker):
+        yield _error(
+            "[checks] greylist", True, "delays only who has hints against him: turn on iprev, helo, spf or dnsbl"
+        )
+    if checks.greylist_window_s <= checks.greylist_delay_s:
+        expected = f"expected more than greylist_delay_s = {checks.greylist_delay_s}"
+        yield _error("[checks] greylist_window_s", checks.greylist_window_s, expected)
     for key, zones in (("dnsbl", checks.dnsbl), ("dnswl", checks.dnswl)):
         for zone in zones:
             try:

@@ -170,8 +170,8 @@ class Imap(Struct, forbid_unknown_fields=True, frozen=True):
     background_commands: Annotated[
         NonNegative,
         _doc("background fetches of phones are put off while more commands than this run, per process and listener"),
-    max_notify_mailboxes: Annotated[Positive, _doc("mailboxes that a session may watch with NOTIFY (RFC 5465)")] = 1000
     ] = 50
+    max_notify_mailboxes: Annotated[Positive, _doc("mailboxes that a session may watch with NOTIFY (RFC 5465)")] = 1000
     max_metadata_value_octets: Annotated[Positive, _doc("size of one value of METADATA (RFC 5464)")] = 65_536
     max_metadata_octets: Annotated[Positive, _doc("size of all METADATA of an account, names included")] = 1_048_576
 
@@ -268,6 +268,13 @@ class Checks(Struct, forbid_unknown_fields=True, frozen=True):
     trusted_sealers: Annotated[
         list[str], _doc("domains whose ARC seal lets forwarded mail through DMARC, such as of mailing lists")
     ] = field(default_factory=list)
+    greylist: Annotated[bool, _doc("tell senders with hints against them to come back later (RFC 6647)")] = False
+    greylist_score: Annotated[Positive, _doc("sum of the hints' weights from which a sender is told so")] = 1
+    greylist_delay_s: Annotated[Positive, _doc("how long a sender has to stay away")] = 300
+    greylist_window_s: Annotated[Positive, _doc("until when he must have come back")] = 172_800
+    greylist_remember_s: Annotated[Positive, _doc("how long one who came back is known, from his last message on")] = (
+        3_110_400
+    )
     junk_score: Annotated[Positive, _doc("sum of the hints' weights from which mail goes to Junk")] = 5
     timeout_s: Annotated[Positive, _doc("longest wait for all checks of a message, after its end")] = 10
 

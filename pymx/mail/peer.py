@@ -13,6 +13,7 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _IPV6_PREFIX = 64
+_IPV4_NEIGHBOURS = 24
 
 
 def peer_address(text: str) -> IpAddress:
@@ -33,6 +34,13 @@ def counted_network(text: str) -> str:
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
     return str(ipaddress.IPv6Network((int(address) >> _IPV6_PREFIX << _IPV6_PREFIX, _IPV6_PREFIX)))
+
+
+def wide_network(text: str) -> str:
+    """The neighbourhood from which a peer's next try may come: its /24, or its IPv6 /64."""
+    address = peer_address(text)
+    prefix = _IPV4_NEIGHBOURS if address.version == 4 else _IPV6_PREFIX
+    return str(ipaddress.ip_network(f"{address}/{prefix}", strict=False))
 
 
 class Networks:

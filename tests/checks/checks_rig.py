@@ -171,6 +171,7 @@ async def checked_mail(
     zones(dns_server)
     config = Config(
         hostname=HOSTNAME,
+        data_dir=str(directory),
         checks=checks or Checks(),
         rspamd=rspamd or Rspamd(),
         limits=Limits(trusted=list(trusted)),

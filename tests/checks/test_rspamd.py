@@ -25,7 +25,7 @@ from pymx.mail.address import parse_address
 from pymx.mail.envelope import Listener, Origin, Recipient
 from pymx.spool import Content
 
-QUIET = Checks(spf=False, dkim=False, dmarc=False, arc=False, iprev=False, helo=False)
+QUIET = Checks(spf=False, dkim=False, dmarc=False, arc=False, iprev=False, helo=False, early_talker=False)
 
 
 @pytest.fixture(scope="module")

@@ -123,9 +123,9 @@ class RealRspamd:
             stderr=subprocess.DEVNULL,
         )
         try:
-            wait_for(lambda: self._answers(self.port), timeout_s=30, what="rspamd answers")
+            wait_for(lambda: self._answers(self.port), timeout_s=60, what="rspamd answers")
             if learning:
-                wait_for(lambda: self._answers(self.controller_port), timeout_s=30, what="rspamd's controller answers")
+                wait_for(lambda: self._answers(self.controller_port), timeout_s=60, what="rspamd's controller answers")
         except BaseException:
             self.stop()
             raise
@@ -144,7 +144,7 @@ class RealRspamd:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        wait_for(lambda: answers(port), timeout_s=30, what="redis-server answers")
+        wait_for(lambda: answers(port), timeout_s=60, what="redis-server answers")
 
     def _answers(self, port: int) -> bool:
         if self._process.poll() is not None:

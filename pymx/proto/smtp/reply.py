@@ -74,6 +74,7 @@ UNEXPECTED_FAILURE = Reply(421, "4.3.0", "Temporary failure, closing connection"
 TEMPORARY_FAILURE = Reply(451, "4.3.0", "Temporary failure, try again later")
 DIRECTORY_UNAVAILABLE = Reply(451, "4.3.0", "Temporary lookup failure, try again later")
 TRY_LATER = Reply(451, "4.7.1", "Not now, try again later")
+GREYLISTED = Reply(451, "4.7.1", "Greylisted, try again in some minutes")
 TOO_MUCH_MAIL = Reply(451, "4.7.1", "Too much mail from your address, try again later")
 TOO_MANY_UNKNOWN = Reply(451, "4.7.1", "Too many unknown recipients from your address, try again later")
 SENDING_CAPPED = Reply(451, "4.7.1", "You have sent too much, try again later")
