@@ -1,6 +1,6 @@
 """Start a pymx with many users for a load generator, and leave it running until Ctrl-C.
 
-    python benchmarks/appliance.py DIRECTORY [--workers N] [--database URL] [--users 200] [--no-checks]
+    python benchmarks/appliance.py DIRECTORY [--workers N] [--database URL] [--users 200] [--no-checks] [--no-events]
 
 Writes into DIRECTORY: `users.txt` ("address password" per line), `procs.txt` ("pymx=PID"), `pymx.toml`, the log. Ports:
 SMTP 2525+1000·k are fixed so that a command line can be repeated: 3525 SMTP, 3465 submission (TLS), 3587 submission
@@ -59,6 +59,8 @@ helo = {checks}
 [limits]
 account_messages_per_day = 0
 account_new_recipients_per_day = 0
+[events]
+keep_days = {keep_days}
 [outbound]
 allow_private = true
 max_per_destination = 20
@@ -79,6 +81,7 @@ def main() -> int:
     parser.add_argument("--database", default="")
     parser.add_argument("--loop", default="uvloop")
     parser.add_argument("--no-checks", action="store_true", help="no SPF, DKIM, DMARC, ARC")
+    parser.add_argument("--no-events", action="store_true", help="nothing is kept for pymxctl trace")
     parser.add_argument("--nameserver", default="", help="ADDRESS:PORT for the checks")
     parser.add_argument("--remote-port", type=int, default=2525)
     a = parser.parse_args()
@@ -96,6 +99,7 @@ def main() -> int:
             database=a.database or f"sqlite:///{top}/pymx.sqlite",
             remote_port=a.remote_port,
             checks=str(not a.no_checks).lower(),
+            keep_days=0 if a.no_events else 30,
             nameservers=f'"{a.nameserver}"' if a.nameserver else "",
         )
     )

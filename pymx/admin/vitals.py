@@ -18,7 +18,8 @@ from pymx.metrics.shared import read_all
 from pymx.queue.browse import totals
 from pymx.queue.state import State, StateDamaged
 
-_EVERY_S = 10.0
+_EVERY_S = 4.0
+_SHARE = 0.01  # of the time may be spent on measuring a long queue
 _RATES_S = 900.0
 # what `status` shows as rates: title → counters
 RATES = {
@@ -37,14 +38,14 @@ class Vitals:
     def __init__(self, config: Config, runtime_dir: Path) -> None:
         self._config = config
         self._runtime_dir = runtime_dir
-        self._measured = -_EVERY_S
+        self._next = 0.0
         self._values: dict[str, float | Mapping[Labels, float]] = {}
         self._history: deque[tuple[float, dict[str, float]]] = deque()
 
     def measure(self) -> None:
-        if time.monotonic() - self._measured < _EVERY_S:
+        began = time.monotonic()
+        if began < self._next:
             return
-        self._measured = time.monotonic()
         found: dict[str, float | Mapping[Labels, float]] = {"disk_free_octets": self._disks()}
         found |= self._queue()
         found |= self._bans()
@@ -55,6 +56,8 @@ class Vitals:
             metrics.forget_gauge(name)
         self._values = found
         self._remember()
+        took_s = time.monotonic() - began
+        self._next = began + max(_EVERY_S, took_s / _SHARE)
 
     def rates(self) -> dict[str, dict[str, float]]:
         """By title: events per minute in the last minute and in the last quarter of an hour."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import re
+import signal
 import smtplib
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +34,7 @@ MESSAGE_ID = "<traced.1@good.test>"
 @dataclass
 class Traced:
     server: Appliance
+    remote: ScriptedRemote
     queue_id: str
 
 
@@ -53,6 +60,7 @@ def traced() -> Iterator[Traced]:
     server = Appliance(
         workers=2,
         ports={"status": port},
+        top="hang_s = 8\n",
         extra={
             "status": f'listen = ["127.0.0.1:{port}"]\n',
             "dns": f'nameservers = ["{dns.spec}"]\n',
@@ -63,8 +71,10 @@ def traced() -> Iterator[Traced]:
         server.populate(("alice", "bob"))
         server.ctl("alias", "add", "team@example.test", "bob@example.test", "ext@remote.test")
         server.start()
-        yield Traced(server, bring(server))
+        yield Traced(server, remote, bring(server))
         assert server.stop() == 0
+        # and with the server stopped
+        assert "2 delivered" in server.ctl("trace", MESSAGE_ID).stdout
     finally:
         server.remove()
         remote.stop()
@@ -281,3 +291,76 @@ def test_status_shows_the_whole_server(traced: Traced) -> None:
     assert "all processes serve" in said
     assert re.search(r"certificate +expires in \d+ d", said)
     assert re.search(r"^runner +\d+ ", said, re.MULTILINE)
+
+
+def test_status_can_be_watched(traced: Traced) -> None:
+    """On a terminal: drawn by rich, again and again; the terminal is as before afterwards."""
+    server = traced.server
+    main, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 50, 130, 0, 0))
+    command = [str(Path(sys.executable).parent / "pymxctl"), "--config", str(server.config), "status", "--watch"]
+    with subprocess.Popen(
+        [*command, "--interval", "0.3"], stdin=terminal, stdout=terminal, stderr=terminal,
+        env={**os.environ, "TERM": "xterm"},
+    ) as watcher:  # fmt: skip
+        os.close(terminal)
+        killer = threading.Timer(40, watcher.kill)
+        killer.start()
+        seen = b""
+        while seen.count(b"all processes serve") < 3:
+            seen += os.read(main, 65536)
+        watcher.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while data := os.read(main, 65536):
+                seen += data
+        assert watcher.wait(20) == 130
+        killer.cancel()
+    os.close(main)
+    assert b"Last warnings and errors" in seen
+    assert seen.endswith(b"\x1b[?25h\x1b[?1049l")  # the cursor is shown again, on the screen of before
+
+
+def test_worker_that_hangs_is_replaced(traced: Traced) -> None:
+    """A stopped process does not turn its event loop; after hang_s another serves in its place and counts on."""
+    server = traced.server
+    pids = wait_for(
+        lambda: (
+            {p["process"]: p["pid"] for p in server.ctl_json("status")["processes"]}
+            if len(server.ctl_json("status")["processes"]) == 3
+            else None
+        ),
+        what="all processes heard of",
+    )
+    assert pids is not None
+    os.kill(pids["session-1"], signal.SIGSTOP)
+    wait_for(lambda: f'pid={pids["session-1"]} reason="killed by SIGKILL"' in server.log(), what="its end")
+    assert f"event=worker_hangs role=session number=1 pid={pids['session-1']}" in server.log()
+
+    def successor() -> bool:
+        processes = {p["process"]: p["pid"] for p in server.ctl_json("status")["processes"]}
+        return bool(processes["session-1"] != pids["session-1"])
+
+    wait_for(successor, what="its successor")
+    with server.imap("bob") as client:
+        client.select()
+    _, page = scrape(server, "/metrics")
+    assert value(page, "pymx_mda_messages_delivered_total") == 1
+
+
+def test_message_that_waits_says_until_when(traced: Traced) -> None:
+    """Deferred for long: the next try, with what to do about the reply; also when the server is stopped."""
+    server = traced.server
+    traced.remote.replies["RCPT full@remote.test"] = "452 4.2.2 The email account is over quota"
+    server.submit("alice", "full@remote.test", "waits")
+    queue_id = wait_for(
+        lambda: next(iter(re.findall(r"^(\w{10,}) .*full@remote", server.ctl("queue", "list").stdout, re.M)), "")
+    )
+    server.ctl("queue", "hold", queue_id)
+    told = wait_for(
+        lambda: told if "4.2.2" in (told := server.ctl("trace", queue_id, check=False).stdout) else "",
+        what="the first try",
+    )
+    assert "→ The recipient's mailbox is full" in told
+    assert re.search(r"waits +full@remote\.test: held; pymxctl queue release", told)
+    assert "1 deferred, 1 held" in told
+    server.ctl("queue", "remove", queue_id)
