@@ -316,6 +316,74 @@ def test_who_talks_before_the_greeting_is_scored(server: Appliance) -> None:
     )
 
 
+def multiparts(levels: int) -> bytes:
+    """One inside the other, never closed."""
+    out = b"From: x@elsewhere.example\r\n"
+    for n in range(levels):
+        out += b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n)
+    return out + b"\r\ndeep\r\n"
+
+
+FROM = b"From: x@elsewhere.example\r\n"
+HOSTILE = {
+    "multiparts 2000 deep": multiparts(2000),
+    "messages 500 deep": FROM + b"Content-Type: message/rfc822\r\n\r\n" * 500 + b"deep\r\n",
+    "20000 parts": FROM
+    + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n"
+    + b"--b\r\n\r\nx\r\n" * 20_000
+    + b"--b--\r\n",
+    "NUL and 8-bit everywhere": b"From: \xff\xfe <x@elsewhere.example>\r\nSubject: \x00\xe9\r\n\r\n\x00\xff body\r\n",
+    "no header at all": b"\r\njust a body\r\n",
+    "lines that are no fields": b"this is no field\r\n: nor this\r\n \r\n\r\nbody\r\n",
+    "controls in fields": FROM + b"Subject: \x1b[31m\x07\x08\r\nX-\x1b: y\r\n\r\nbody\r\n",
+    "encoded words without end": FROM + b"Subject: " + b"=?utf-8?q?" * 3000 + b"\r\n\r\nbody\r\n",
+    "parameters without end": FROM + b"Content-Type: text/plain; " + b"a*0*=utf-8''x; " * 3000 + b"\r\n\r\nbody\r\n",
+    "addresses without end": b"From: " + b"a@b.example, " * 3000 + b"\r\n\r\nbody\r\n",
+    "comments without end": b"From: " + b"(" * 30_000 + b"\r\n\r\nbody\r\n",
+    "dates of the year nought": FROM + b"Date: Thu, 0 Jan 0000 99:99:99 +9999\r\n\r\nbody\r\n",
+}
+REFUSED = {
+    "a loop": (FROM + b"Received: from a by b\r\n" * 101 + b"\r\nbody\r\n", 554, b"5.4.6"),
+    "too many fields": (FROM + b"X: y\r\n" * 1000 + b"\r\nbody\r\n", 552, b"5.3.4"),
+    "too large a header": (FROM + b"X: " + b"y" * 1_100_000 + b"\r\n\r\nbody\r\n", 552, b"5.3.4"),
+}
+
+
+def send_octets(server: Appliance, source: str, message: bytes) -> tuple[int, bytes]:
+    with smtplib.SMTP("127.0.0.1", server.ports["smtp"], timeout=60, source_address=(source, 0)) as client:
+        client.ehlo("client.example")
+        client.mail("x@elsewhere.example")
+        client.rcpt(server.address("grace"))
+        client.docmd("DATA")
+        client.send(b"\r\n".join(b"." + x if x.startswith(b".") else x for x in message.split(b"\r\n")) + b".\r\n")
+        return client.getreply()
+
+
+def test_malformed_mail_is_stored_as_it_came_or_refused_with_the_reason(server: Appliance) -> None:
+    """All checks are on, and every message that was taken is shown over IMAP with its structure."""
+    started = len(server.log())
+    for n, (what, message) in enumerate(HOSTILE.items()):
+        code, text = send_octets(server, f"127.0.7.{n + 1}", message)
+        assert code == 250, (what, text)
+    for n, (what, (message, code, enhanced)) in enumerate(REFUSED.items()):
+        answer = send_octets(server, f"127.0.8.{n + 1}", message)
+        assert (answer[0], answer[1][:5]) == (code, enhanced), what
+    bodies: list[bytes] = []
+    with server.imap("grace") as client:
+        for mailbox in ("INBOX", "Junk"):
+            client.select(mailbox, readonly=True)
+            _, found = client.search(None, "ALL")
+            for number in found[0].split():
+                status, _ = client.fetch(number.decode(), "(ENVELOPE BODYSTRUCTURE RFC822.SIZE)")
+                assert status == "OK"
+                bodies.append(client.fetch(number.decode(), "(BODY.PEEK[])")[1][0][1])
+    for what, message in HOSTILE.items():
+        body = message.partition(b"\r\n\r\n")[2]
+        assert any(got.endswith(body) for got in bodies), what
+    trouble = ("check_failed", "smtp_error", "imap_command_failed", "imap_session_failed", "traceback")
+    assert [line for line in server.log()[started:].splitlines() if any(word in line for word in trouble)] == []
+
+
 def test_bans_outlive_a_restart_a_kill_and_are_there_while_the_server_is_stopped() -> None:
     """kill -9 in the middle of guessing from many addresses: whoever was told so is banned afterwards."""
     server = Appliance(workers=2, extra={"limits": "ban_after = 4\nslow_max_s = 0\n"})
