@@ -18,11 +18,14 @@ _MAX_VALUE = 2048
 
 def is_report(head: bytes) -> bool:
     """Does the header block say that the message is such a report?"""
-    if first(head, "tls-report-domain") is not None:
+    if is_tls_report(head) or first(head, "tls-report-domain") is not None:
         return True
     subject = first(head, "subject")
-    if subject is not None and _SUBJECT.search(subject.value[:_MAX_VALUE]):
-        return True
+    return subject is not None and _SUBJECT.search(subject.value[:_MAX_VALUE]) is not None
+
+
+def is_tls_report(head: bytes) -> bool:
+    """Is it a TLS report by its media type (RFC 8460 s. 5.3)?"""
     media_type = first(head, "content-type")
     if media_type is None:
         return False

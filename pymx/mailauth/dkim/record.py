@@ -45,16 +45,20 @@ class KeyRecord:
     kind: str  # k=: rsa or ed25519
     hashes: tuple[str, ...]  # h=, empty: any
     for_mail: bool  # s=
+    for_reports: bool  # s=tlsrpt (RFC 8460 s. 3)
     testing: bool  # t=y
     same_domain: bool  # t=s: i= must not name a subdomain of d=
     bits: int
     verify: Callable[[bytes, bytes], bool]
 
 
-async def published_keys(resolver: Questions, name: str, kind: str, *, subdomain: bool) -> list[KeyRecord]:
+async def published_keys(
+    resolver: Questions, name: str, kind: str, *, subdomain: bool, is_report: bool = False
+) -> list[KeyRecord]:
     """The keys at `name` that may verify a signature of this kind (s. 6.1.2); mostly one.
 
-    `subdomain`: i= is below d=. Raises RecordError when there is none, TemporaryDnsError when that can't be told.
+    `subdomain`: i= is below d=. `is_report`: the message is a TLS report. Raises RecordError when there is none,
+    TemporaryDnsError when that can't be told.
     """
     published = await texts(resolver, name)
     if not published:
@@ -63,7 +67,7 @@ async def published_keys(resolver: Questions, name: str, kind: str, *, subdomain
     errors: list[RecordError] = []
     for text in published[:MAX_RECORDS]:
         try:
-            usable.append(_permitted(parse_record(text), kind, subdomain))
+            usable.append(_permitted(parse_record(text), kind, subdomain, is_report))
         except RecordError as e:
             errors.append(e)
     if not usable:
@@ -71,12 +75,12 @@ async def published_keys(resolver: Questions, name: str, kind: str, *, subdomain
     return usable
 
 
-def _permitted(record: KeyRecord, kind: str, subdomain: bool) -> KeyRecord:
+def _permitted(record: KeyRecord, kind: str, subdomain: bool, is_report: bool) -> KeyRecord:
     if record.kind != kind:
         raise RecordError("key is of another algorithm")
     if record.hashes and "sha256" not in record.hashes:
         raise RecordError("key does not allow sha256")
-    if not record.for_mail:
+    if not (record.for_mail or (is_report and record.for_reports)):
         raise RecordError("key is not for mail")
     if record.same_domain and subdomain:
         raise RecordError("key does not sign for subdomains (t=s)")
@@ -112,6 +116,7 @@ def parse_record(text: bytes) -> KeyRecord:
         kind=kind,
         hashes=tuple(words(tags.get("h", ""))),
         for_mail="*" in services or "email" in services,
+        for_reports="tlsrpt" in services,
         testing="y" in flags,
         same_domain="s" in flags,
         bits=bits,

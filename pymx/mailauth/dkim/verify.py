@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from pymx.mail.header import find, iter_fields
+from pymx.mail.report import is_tls_report
 from pymx.mailauth.dkim.body import BodyHashes, body_hashes
 from pymx.mailauth.dkim.canonical import relaxed_field
 from pymx.mailauth.dkim.record import KeyRecord, RecordError, published_keys
@@ -54,10 +55,11 @@ class DkimResult:
 class SignedHead:
     """A header block as signatures see it: fields by name, from the bottom up, each canonical form made once."""
 
-    __slots__ = ("_head", "_raw", "_relaxed")
+    __slots__ = ("_head", "_raw", "_relaxed", "is_report")
 
     def __init__(self, head: bytes) -> None:
         self._head = head
+        self.is_report = is_tls_report(head)
         self._raw: dict[str, list[bytes]] = {}
         self._relaxed: dict[str, list[bytes]] = {}
 
@@ -145,7 +147,9 @@ async def verify_signature(
         if signature.expires_at is not None and signature.expires_at < now:
             raise RecordError("signature expired")
         subdomain = signature.identity_domain != signature.domain
-        records = await published_keys(resolver, signature.record_name, signature.kind, subdomain=subdomain)
+        records = await published_keys(
+            resolver, signature.record_name, signature.kind, subdomain=subdomain, is_report=signed.is_report
+        )
     except RecordError as e:
         return _result(signature, e.result, e.reason)
     except TemporaryDnsError as e:
