@@ -66,7 +66,7 @@ async def drain(directory: Path, messages: int, domains: int, sink: int, name_se
         manager = Manager(queue, deliver.attempt, told, told, find_place=deliver.place)
         async with asyncio.TaskGroup() as group:
             group.create_task(manager.run())
-            while (done := metrics.snapshot().get("queue_delivered", 0)) < messages:
+            while (done := metrics.snapshot().counters.get("queue_delivered", 0)) < messages:
                 first = first or (time.monotonic() - started if done else 0.0)
                 await asyncio.sleep(0.01)
             manager.stop()
@@ -80,7 +80,7 @@ async def drain(directory: Path, messages: int, domains: int, sink: int, name_se
         "seconds": round(took, 1),
         "first_after_s": round(first, 2),
         "cpu_us_per_message": round(used / messages * 1e6),
-        "connections": metrics.snapshot()["outbound_connections"],
+        "connections": metrics.snapshot().counters["outbound_connections"],
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
 

@@ -75,7 +75,7 @@ async def opened(directory: Path, outbound: Outbound, disk: Disk | None = None) 
 async def measure_enqueue(directory: Path, messages: int, at_once: int) -> dict[str, object]:
     async with opened(directory / f"enqueue{at_once}", Outbound()) as queue:
         queue.wake = lambda: None
-        started, cpu, commits = time.monotonic(), time.process_time(), metrics.snapshot().get("queue_commits", 0)
+        started, cpu, commits = time.monotonic(), time.process_time(), metrics.snapshot().counters.get("queue_commits", 0)
         await senders(queue, messages, at_once)
         took = time.monotonic() - started
     return {
@@ -83,7 +83,7 @@ async def measure_enqueue(directory: Path, messages: int, at_once: int) -> dict[
         "senders": at_once,
         "messages_per_s": round(messages / took),
         "cpu_us_per_message": round((time.process_time() - cpu) / messages * 1e6),
-        "messages_per_commit": round(messages / (metrics.snapshot()["queue_commits"] - commits), 1),
+        "messages_per_commit": round(messages / (metrics.snapshot().counters["queue_commits"] - commits), 1),
     }
 
 
@@ -97,10 +97,10 @@ async def measure_delivery(directory: Path, messages: int, port: int) -> dict[st
             while queue.wake == queue._wake_runner:
                 await asyncio.sleep(0.01)
             started, cpu = time.monotonic(), time.process_time()
-            before = metrics.snapshot().get("queue_delivered", 0)
+            before = metrics.snapshot().counters.get("queue_delivered", 0)
             await senders(queue, messages, 10)
             accepted = time.monotonic() - started
-            while metrics.snapshot().get("queue_delivered", 0) - before < messages:
+            while metrics.snapshot().counters.get("queue_delivered", 0) - before < messages:
                 await asyncio.sleep(0.005)
             drained = time.monotonic() - started
             manager.stop()
@@ -110,7 +110,7 @@ async def measure_delivery(directory: Path, messages: int, port: int) -> dict[st
         "accepted_per_s": round(messages / accepted),
         "drained_per_s": round(messages / drained),
         "cpu_us_per_message": round((time.process_time() - cpu) / messages * 1e6),
-        "connections": metrics.snapshot()["outbound_connections"],
+        "connections": metrics.snapshot().counters["outbound_connections"],
     }
 
 

@@ -74,6 +74,8 @@ METRICS: dict[str, Metric] = {
     "delivery_seconds": Metric("histogram", "length of an attempt, by provider", SLOW),
     "outbound_connections": _counter("connections made to other servers"),
     "outbound_connections_failed": _counter("connections to other servers that failed"),
+    "destinations_dead": _counter("times that nobody could be talked to at a destination"),
+    "providers_slowed": _counter("times that a provider wanted less mail from us"),
     "outbound_tls_failed": _counter("servers tried again without TLS"),
     "outbound_maybe_doubled": _counter("recipients whose message may arrive twice"),
     "notifications_*": _counter("delivery status notifications sent"),

@@ -492,14 +492,14 @@ def _log_change(noted: Noted, strain: Strain | None) -> None:
     if noted.change is Change.ALIVE:
         _log.info("destination_alive", key=noted.name)
         return
-    event = "provider_slowed" if noted.change is Change.SLOWED else "destination_dead"
-    _log_pause(event, noted, strain)
-
-
-def _log_pause(event: str, noted: Noted, strain: Strain | None) -> None:
     pause_s = round(noted.pace.paused_until - time.time())
-    metrics.add(event)
-    _log.warning(event, key=noted.name, pause_s=pause_s, reason=strain.reason if strain else "")
+    reason = strain.reason if strain else ""
+    if noted.change is Change.SLOWED:
+        metrics.add("providers_slowed")
+        _log.warning("provider_slowed", key=noted.name, pause_s=pause_s, reason=reason)
+    else:
+        metrics.add("destinations_dead")
+        _log.warning("destination_dead", key=noted.name, pause_s=pause_s, reason=reason)
 
 
 def _log_attempt(attempt: Attempt, outcome: Outcome, duration_ms: int) -> None:

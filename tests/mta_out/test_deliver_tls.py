@@ -12,6 +12,7 @@ import pytest
 import uvloop
 from delivery_samples import (
     DEFERRED,
+    FAILED,
     MESSAGE,
     OK,
     DeliverTo,
@@ -160,6 +161,27 @@ async def test_a_password_is_not_sent_without_tls(
     assert not any("AUTH" in c for c in remote.commands)
     (outcome,) = await deliver_to(smarthost(remote.port, tls="none", **login)).attempt(attempt("a@far.test"))
     assert outcome.result is OK
+
+
+@on_both_loops
+async def test_requiretls_goes_to_a_smarthost_that_is_verified_and_offers_it(
+    scripted_remote: Start, tls_files: TlsFiles, deliver_to: DeliverTo
+) -> None:
+    """RFC 8689 s. 4.2.1: the configuration names the host, its certificate proves it."""
+    able = scripted_remote(tls=tls_files.server_context(), extensions=("REQUIRETLS",))
+    unable = scripted_remote(tls=tls_files.server_context())
+    outcomes = {}
+    for port, mode in ((able.port, "verified"), (unable.port, "verified"), (able.port, "opportunistic")):
+        deliver = deliver_to(smarthost(port, tls=mode, ca_file=str(tls_files.ca)))
+        (outcome,) = await deliver.attempt(attempt("a@far.test", requiretls=True))
+        outcomes[port, mode] = (outcome.result, outcome.status)
+        await deliver.attempt(attempt("b@far.test"))
+    assert list(outcomes.values()) == [(OK, "2.0.0"), (FAILED, "5.7.30"), (FAILED, "5.7.30")]
+    # a connection for one wish is not used for another
+    assert [("REQUIRETLS" in m.mail_options, m.rcpt_to) for m in able.messages] == [
+        (True, ("a@far.test",)), (False, ("b@far.test",)), (False, ("b@far.test",)),
+    ]  # fmt: skip
+    assert [m.rcpt_to for m in unable.messages] == [("b@far.test",)]
 
 
 def test_no_session_ticket_is_asked_for(tls_files: TlsFiles) -> None:

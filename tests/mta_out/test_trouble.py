@@ -81,10 +81,18 @@ def test_optional_tls_that_fails_leads_to_the_same_host_without(what: Remote | E
         (Phase.EHLO, Remote(450, "no"), Verdict(DEFER, "4.7.1")),
         (Phase.CONNECT, Event.REFUSED, Verdict(DEFER, "4.7.1")),
         (Phase.RCPT, Remote(450, "4.2.1 busy"), Verdict(DEFER, "4.7.1")),
+        (Phase.DNS, Event.NO_TLSA, Verdict(DEFER, "4.7.1")),
+        (Phase.DNS, Event.NOT_IN_POLICY, Verdict(DEFER, "4.7.1")),
+        (Phase.STARTTLS, Event.BAD_CERTIFICATE, Verdict(DEFER, "4.7.1")),
+        (Phase.STARTTLS, Event.NO_REQUIRETLS, Verdict(FAIL, "5.7.30")),
+        (Phase.MAIL, Event.NO_8BITMIME, Verdict(FAIL, "5.6.3")),
     ],
 )
 def test_when_no_host_is_left(phase: Phase, what: Remote | Event, expected: Verdict) -> None:
-    """RFC 7504: 521 everywhere is a refusal for good; a block list at all hosts may be lifted."""
+    """RFC 7504: 521 everywhere is a refusal for good; a block list at all hosts may be lifted, a certificate mended.
+
+    What the message itself forbids (RFC 8689, RFC 6152) no waiting will change.
+    """
     assert last_host(phase, what, "4.7.1") == expected
 
 
