@@ -160,8 +160,8 @@ def test_log_shows_readable_lines(traced: Traced) -> None:
     assert len(server.ctl("log").stdout.splitlines()) >= 7
     lines = server.ctl("log", "ext@remote.test", "deferred").stdout.splitlines()
     assert [traced.queue_id in line and "451 4.7.1 Greylisted" in line for line in lines] == [True]
-    assert len(server.ctl_json("log", "event=delivery_attempt", "verdict=delivered")["events"]) == 1
-    (trouble,) = server.ctl_json("log", "--warnings", "--since", "1h", "remote.test")["events"]
+    assert len(server.ctl_json("log", traced.queue_id, "verdict=delivered")["events"]) == 1
+    (trouble,) = server.ctl_json("log", "--warnings", "--since", "1h", traced.queue_id)["events"]
     assert trouble["verdict"] == "deferred"
     nothing = server.ctl("log", "no such word")
     assert "journalctl -u pymx" in nothing.stderr
@@ -239,9 +239,9 @@ def test_metrics_are_those_of_all_processes(traced: Traced) -> None:
     assert value(numbers, 'pymx_messages_accepted_total{listener="smtp"}') == 1
     assert value(numbers, 'pymx_messages_checked_total{verdict="accept"}') == 1
     assert value(numbers, "pymx_rcpt_refused_total") >= 1
-    assert value(numbers, 'pymx_deliveries_total{provider="other",result="deferred"}') == 1
-    assert value(numbers, 'pymx_message_accept_seconds_bucket{le="+Inf"}') == 1
-    assert value(numbers, "pymx_message_accept_seconds_count") == 1
+    assert value(numbers, 'pymx_deliveries_total{provider="other",result="deferred"}') >= 1
+    assert value(numbers, 'pymx_message_accept_seconds_bucket{le="+Inf"}') >= 1
+    assert value(numbers, "pymx_message_accept_seconds_count") >= 1
     assert "\npymx_queue_messages 0\n" in numbers
     assert value(numbers, 'pymx_disk_free_octets{path="mail"}') > 0
     for process in ("session-1", "session-2", "runner"):
