@@ -37,7 +37,7 @@ class DaneFailure(Exception):
         self.result = result
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Tlsa:
     """A TLSA record (RFC 6698 s. 2.1)."""
 

@@ -19,8 +19,8 @@ from contextlib import aclosing
 from pymx import log, metrics
 from pymx.config.model import Outbound
 from pymx.mail.envelope import Recipient
-from pymx.mail.status import split_status
 from pymx.mail.report import is_report
+from pymx.mail.status import split_status
 from pymx.mail.tls_result import TlsResult
 from pymx.mta.client import MAX_RECIPIENTS, Broken, Connection, Contexts, has_ascii_form
 from pymx.mta.downgrade import CannotDowngrade, in_seven_bits

@@ -147,7 +147,8 @@ class TlsPolicies:
             return None
         if not answer.authenticated:
             return None
-        return tuple(tlsa(record) for record in answer.records[:MAX_RECORDS])
+        # in an order of their own: name servers turn them round, and a kept connection is held against them
+        return tuple(sorted(tlsa(record) for record in answer.records[:MAX_RECORDS]))
 
     # -- levels -------------------------------------------------------------------------------------------------------
 

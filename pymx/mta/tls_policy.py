@@ -68,8 +68,8 @@ def wish(envelope: Envelope, head: bytes) -> Wish:
     """RFC 8689: the MAIL parameter, and, where it was not given, the header field."""
     if envelope.requiretls:
         return Wish.REQUIRED
-    # s. 5: "No" is the only value; whatever else is there is ignored
-    if b"equired" in head or b"EQUIRED" in head:
+    if b"tls-required" in head.lower():  # hardly ever: the fields need not be looked at one by one
+        # s. 5: "No" is the only value; whatever else is there is ignored
         field = header.first(head, "tls-required")
         if field is not None and field.value.strip().lower() == b"no":
             return Wish.OPTIONAL
