@@ -30,6 +30,7 @@ from pymx.ms.store import Store
 from pymx.mta.bounce import Bounce
 from pymx.mta.dispatch import Dispatch
 from pymx.mta.forward import Forwarder
+from pymx.mta.insession import NOTICE, InSession
 from pymx.net import notify
 from pymx.net.peers import Peers
 from pymx.net.tls import PemError
@@ -126,6 +127,14 @@ class Process:
         forwarder = Forwarder(directory, config.forwarding, data_dir=site.data_dir, hostname=config.hostname)
         stack.callback(forwarder.close)
         dispatch.forwarder = forwarder
+        if config.forwarding.in_session_s:
+
+            def tell(notice: str) -> None:
+                notices.heard(notice)
+                peers.broadcast(notice)
+
+            forwarder.in_session = InSession(config.forwarding.in_session_s, tell)
+            notices.on(NOTICE, forwarder.in_session.heard)
         bounce = Bounce(submit, hostname=config.hostname)
         bounce.original = forwarder.original
         dispatch.delivered = bounce.delivered

@@ -50,7 +50,7 @@ class RunnerSide:
         self._sources = deliver.sources.status
         manager = Manager(
             rooms.queue,
-            deliver.attempt,
+            rooms.forwarder.in_session.watched(deliver.attempt) if rooms.forwarder.in_session else deliver.attempt,
             self._gave_up,
             rooms.bounce.delayed,
             local_attempt=lambda attempt: rooms.dispatch.deliver_queued(
@@ -76,7 +76,9 @@ class RunnerSide:
         # a stranger's message for a mailbox here goes whole to the postmaster; our own users get a DSN
         if not await self._rooms.dispatch.gave_up(report):
             await self._rooms.forwarder.note_refusals(report)
-            await self._rooms.bounce.gave_up(report)
+            in_session = self._rooms.forwarder.in_session
+            if in_session is None or not in_session.was_taken(report):
+                await self._rooms.bounce.gave_up(report)
 
     async def _open_control(self, stack: contextlib.AsyncExitStack, manager: Manager, reports: ReportsRunner) -> None:
         rooms = self._rooms

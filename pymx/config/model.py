@@ -423,6 +423,10 @@ class Forwarding(Struct, forbid_unknown_fields=True, frozen=True):
         bool, _doc("forward nothing that fails DMARC; false = only what the domain wants refused or in Junk stays")
     ] = True
     max_passes: Annotated[Positive, _doc("times that a message may have passed this server, then it is a loop")] = 5
+    in_session_s: Annotated[
+        NonNegative,
+        _doc("wait for what the next server says, before mail for one address elsewhere is answered; 0 = don't"),
+    ] = 5
     remember_refusal_s: Annotated[
         NonNegative, _doc("how long an address that was refused as unknown is refused here at once; 0 = not at all")
     ] = 3600

@@ -37,6 +37,7 @@ from pymx.mail.envelope import Envelope, Recipient
 from pymx.mailauth.arc.seal import Sealer
 from pymx.mailauth.arc.verify import ArcResult
 from pymx.mailauth.dkim.keys import KeyUnusable
+from pymx.mta.insession import InSession
 from pymx.mta.srs import Secrets, Srs, SrsError, Stored, is_srs
 from pymx.proto.smtp import reply as replies
 from pymx.proto.smtp.reply import Reply, SmtpError
@@ -103,6 +104,7 @@ class Forwarder:
         secret_file = Path(settings.srs_secret_file) if settings.srs_secret_file else data_dir / "srs.secret"
         self._srs = Srs(Secrets(secret_file), lifetime_days=settings.srs_days)
         self._senders = Senders(data_dir / "forwarding.sqlite", max_senders=settings.max_senders)
+        self.in_session: InSession | None = None  # set by whoever connects sessions and runner
         self._sealer = Sealer(data_dir / "dkim", clock=clock, complain=_complain)
 
     def close(self) -> None:

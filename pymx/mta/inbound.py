@@ -16,13 +16,15 @@ without a valid header is taken as it came. Authentication-Results that claim to
 s. 5), and at final delivery a Return-Path that came with the message; every other octet stays.
 
 Mail for an alias that leads to another server is forwarded (`mta.forward`), unless it fails DMARC or is junk: then a
-mailbox here keeps it if the alias leads to one, else the whole message is refused. SRS addresses are recipients too,
+mailbox here keeps it if the alias leads to one, else the whole message is refused. What the next server refuses at once
+is refused here, where that can be (`mta.insession`). SRS addresses are recipients too,
 for the null sender and for automatic answers: what comes there goes to the original sender.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Protocol
 
@@ -37,6 +39,7 @@ from pymx.mail.envelope import Envelope, Origin, Recipient
 from pymx.mda.deliver import Failure, MailboxUnavailable
 from pymx.mta.dispatch import Accepted, Target
 from pymx.mta.forward import Forwarder, Passport, is_automatic, passport
+from pymx.mta.insession import Waiting
 from pymx.proto.smtp import reply as replies
 from pymx.proto.smtp.reply import Reply, SmtpError
 from pymx.queue.item import QueueId, new_queue_id
@@ -45,6 +48,7 @@ from pymx.spool import Content
 
 _log = log.get("mta")
 
+_REFUSED_ELSEWHERE = "The server that this address leads to refused the message"
 _NOT_A_BOUNCE = Reply(550, "5.7.1", "This address takes bounces only")
 _NOT_FORWARDED = Reply(550, "5.7.1", "Can't be forwarded to its recipient: it fails DMARC or looks like spam")
 _FULL = {
@@ -175,10 +179,23 @@ class InboundTransaction:
             self._require_automatic(target, content)
         content, passport = await self._checked(content)
         targets = [self._kept(target, passport) for target in self._targets]
-        accepted = await self._inbound.dispatch.accept(
-            self._envelope(), content, targets, queue_id=self._queue_id, passport=passport
-        )
+        with self._expected(targets) as waiting:
+            accepted = await self._inbound.dispatch.accept(
+                self._envelope(), content, targets, queue_id=self._queue_id, passport=passport
+            )
+            status = await waiting.status() if waiting is not None else ""
+        if status:
+            raise SmtpError(Reply(550, status, _REFUSED_ELSEWHERE), "the server that the alias leads to refused it")
         return accepted.reply
+
+    def _expected(self, targets: Sequence[Target]) -> AbstractContextManager[Waiting | None]:
+        """What the next server says, where the answer can still be given in the session."""
+        forwarder = self._inbound.dispatch.forwarder
+        in_session = forwarder.in_session if forwarder is not None else None
+        resolutions = [target.resolution for target in targets]
+        if in_session is None or len(targets) != 1 or resolutions[0].accounts or len(resolutions[0].external) != 1:
+            return nullcontext()
+        return in_session.expect(self._queue_id)
 
     async def data_per_recipient(self, content: Content) -> list[Reply]:
         self._count_hops(content)

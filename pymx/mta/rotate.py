@@ -19,13 +19,6 @@ from pymx.mailauth.dkim.rotation import Happened, Step, advance
 from pymx.mailauth.questions import Questions
 
 _DAY_S = 86400
-_EVENTS = {
-    Happened.SEEN: ("dkim_record_seen", "the new key's record is in DNS; it signs when that has settled"),
-    Happened.USED: ("dkim_key_used", "signs from now on"),
-    Happened.RETIRED: ("dkim_key_retired", "the key is deleted; its record may be removed from DNS"),
-    Happened.GONE: ("dkim_record_gone", "the retired key's record is gone from DNS, or forgotten"),
-}
-
 _log = log.get("mta")
 
 
@@ -67,14 +60,17 @@ class Rotation:
                     _log.warning("dkim_key_readable", path=path, reason="others may read this key: chmod 600")
 
     def _say(self, step: Step) -> None:
-        if step.happened is Happened.MISSING:
-            if self._is_new("dkim_record_missing", step.record_name):
-                _log.warning(
-                    "dkim_record_missing", key=step.record_name, reason="mail is signed with a key that is not in DNS"
-                )
-            return
-        event, reason = _EVENTS[step.happened]
-        _log.info(event, key=step.record_name, reason=reason)
+        key = step.record_name
+        if step.happened is Happened.SEEN:
+            _log.info("dkim_record_seen", key=key, reason="the new key signs when its record has settled")
+        elif step.happened is Happened.USED:
+            _log.info("dkim_key_used", key=key, reason="signs from now on")
+        elif step.happened is Happened.RETIRED:
+            _log.info("dkim_key_retired", key=key, reason="the key is deleted; its record may be removed from DNS")
+        elif step.happened is Happened.GONE:
+            _log.info("dkim_record_gone", key=key, reason="nothing is left of the retired key")
+        elif self._is_new("dkim_record_missing", key):
+            _log.warning("dkim_record_missing", key=key, reason="mail is signed with a key that is not in DNS")
 
     def _is_new(self, event: str, what: str) -> bool:
         """Was it not said today?"""
