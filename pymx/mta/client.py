@@ -1,8 +1,8 @@
 """An SMTP connection to another server, from the greeting to the reply after the final dot (RFC 5321, 3207, 2920).
 
 Built on aiosmtplib's protocol (`mta.wire`). MAIL, RCPT … DATA go out in one write where PIPELINING is offered. Content
-goes out in pieces as it is: dots stuffed, nothing else touched, because it is signed. 8-bit text for a server that can't take
-it is the caller's business (`mta.downgrade`).
+goes out in pieces as it is: dots stuffed, nothing else touched, because it is signed. 8-bit text for a server
+that can't take it is the caller's business (`mta.downgrade`).
 
 Every wait has a timeout. Everything that goes wrong is a `Broken` with its phase, or a reply per recipient; what
 follows from it is `mta.trouble`'s business. A connection that was `Broken` is closed.
