@@ -127,6 +127,26 @@ source_addresses = ["192.0.2.1"]
             "the file is empty",
         ),
         (
+            "[outbound]\nroute = [{domain='*', host='h.test', username='u', password_credential='a/b'}]",
+            "[outbound] route 1: password_credential",
+            "a/b",
+            "LoadCredential",
+        ),
+        ("[outbound]\nprovider = [{name='own'}]", "[outbound] provider 1: mx", "[]", ".example.net"),
+        (
+            "[outbound]\nprovider = [{name='own', mx=['*.a.test']}]",
+            "[outbound] provider 1: mx",
+            "*.a.test",
+            "host name",
+        ),
+        (
+            "[outbound]\nprovider = [{name='google'}, {name='google'}]",
+            "[outbound] provider 2: name",
+            "google",
+            "already",
+        ),
+        ("[outbound]\nwarm_up_since = 'soon'", "[outbound] warm_up_since", "soon", "2026-01-31"),
+        (
             "[outbound]\nroute = [{domain='*', host='h.test', tls='none', username='u', password_file='{tmp}/key'}]",
             "[outbound] route 1: tls",
             "none",

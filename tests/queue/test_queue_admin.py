@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from queue_samples import copy, outcomes, want
 
 from pymx.admin import ctl
 from pymx.queue.item import Attempt, Copy, Result
+from pymx.queue.pace import Pace, Rules
+from pymx.queue.pacefile import save
+from pymx.queue.place import Kind, Limits, Strain
 from pymx.queue.queue import Queue
 from pymx.queue.state import Finished, State
 
@@ -158,3 +162,24 @@ async def test_a_page_of_a_long_queue_comes_quickly(config: Path) -> None:
         assert time.monotonic() - started < 0.2
     finally:
         state.close()
+
+
+async def test_paces_shows_who_is_slowed_down(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the runner wrote it; what is over is not shown."""
+    await fill(config)
+    queue, now = config.parent / "data" / "queue", time.time()
+    assert pymxctl(config, "paces") == 0
+    assert "nothing is slowed down" in capsys.readouterr().out
+    limits, rules = Limits(5, 100), Rules(300.0, 3600.0)
+    slowed, dead, over = Pace(limits, rules), Pace(limits, rules), Pace(limits, rules)
+    slowed.end(now, slowed.begin(now), Strain(Kind.SLOW, "421 4.7.28 rate limited", 900.0), accepted=False)
+    for began in [dead.begin(now) for _ in range(2)]:
+        dead.end(now, began, Strain(Kind.DOWN, "connection refused"), accepted=False)
+    over.end(now - 1e6, over.begin(now - 1e6), Strain(Kind.SLOW, "slower", 900.0), accepted=False)
+    save(queue, {"google": slowed.saved(), "mx.far.test": dead.saved(), "over": over.saved()})
+    assert pymxctl(config, "paces", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [list(row.values())[:2] + list(row.values())[3:] for row in rows] == [
+        ["google", "slowed down", "421 4.7.28 rate limited", 1],
+        ["mx.far.test", "dead", "connection refused", 2],
+    ]

@@ -178,6 +178,11 @@ class ScriptedRemote:
                 connection.shutdown(socket.SHUT_RDWR)
             thread.join()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a connection is open, or was closed and is not done with."""
+        return any(thread.is_alive() for _, thread in list(self._live))
+
     def _accept(self) -> None:
         while not self._stopped.is_set():
             try:
