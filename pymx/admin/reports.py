@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -52,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
+    # the daemon's events are for its log; what matters here is in the tables
+    logging.getLogger("pymx").addHandler(logging.NullHandler())
     if args.verb == "send" and not args.dry_run:
         return _send(context)
     path = Path(context.config.data_dir) / "reports" / "reports.sqlite"
@@ -241,7 +244,7 @@ def _print(told: list[dict[str, object]], outgoing: list[dict[str, object]], con
         tls = cast(list[dict[str, object]], domain["tls"])
         print(f"\n{domain['domain']}: {domain['reports']} reports")
         if domain["unproven"]:
-            print(f"  {domain['unproven']} of them by senders that prove nothing (see list); anybody can send such")
+            print(f"  {domain['unproven']} of them without proof of who sent it (see list); anybody can send such")
         if hosts:
             print()
             context.out.table(

@@ -14,7 +14,7 @@ from pymx.app.rooms import Rooms
 from pymx.checks.check import Facts
 from pymx.checks.verdict import Level
 from pymx.config.model import Reports
-from pymx.mail.address import Address
+from pymx.mail.address import Address, AddressError
 from pymx.mail.envelope import Envelope, Listener, Origin, Recipient
 from pymx.mail.report import is_report
 from pymx.mail.tls_result import TlsResult
@@ -27,6 +27,7 @@ from pymx.reports.recorder import Recorder
 from pymx.reports.reporter import Reporter
 from pymx.reports.store import Store
 from pymx.spool import Content
+from pymx.startup import StartError
 
 _log = log.get("app")
 
@@ -77,7 +78,7 @@ def count_judged(stack: contextlib.AsyncExitStack, rooms: Rooms) -> Callable[[Fa
 
 
 class ReportsRunner:
-    """The runner's part. `tls_result` is for whoever delivers."""
+    """The runner's part. `tls_result` is for whoever delivers. Raises StartError."""
 
     def __init__(self, stack: contextlib.AsyncExitStack, rooms: Rooms) -> None:
         settings, config = rooms.config.reports, rooms.config
@@ -86,10 +87,13 @@ class ReportsRunner:
         store = _store(stack, rooms)
         self._tls = Recorder(store, Store.add_tls)
         signer = Signer(rooms.site.data_dir / "dkim", complain=_complain_of_key)
-        self._reporter = Reporter(
-            store, rooms.resolver, signer, self._submit, settings,
-            hostname=config.hostname, allow_private=config.outbound.allow_private,
-        )  # fmt: skip
+        try:
+            self._reporter = Reporter(
+                store, rooms.resolver, signer, self._submit, settings,
+                hostname=config.hostname, allow_private=config.outbound.allow_private,
+            )  # fmt: skip
+        except AddressError as e:
+            raise StartError(f"[reports] sender: {e}") from None
         self._collector = Collector(_incoming(rooms), store, self._is_ours, hostname=config.hostname)
 
     def start(self) -> None:

@@ -112,14 +112,13 @@ class Reporter:
 
     async def run(self) -> None:
         """Keep house and send, for ever."""
+        pruned = 0
         while True:
             now = self._clock()
             try:
-                await self._store.call(
-                    lambda store: store.prune(
-                        now=self._clock(), received_days=self._settings.keep_days, counted_days=COUNTED_DAYS
-                    )
-                )
+                if int(now // DAY_S) != pruned:
+                    await self._prune(now)
+                    pruned = int(now // DAY_S)
                 if now % DAY_S >= self._offset_s:
                     await self.send()
             except StoreUnavailable as e:
@@ -174,6 +173,10 @@ class Reporter:
     def is_signed(self) -> bool:
         """Has the domain of the From address, or one above it, a DKIM key?"""
         return bool(self._signature(b"From: x\r\n\r\n"))
+
+    async def _prune(self, now: float) -> None:
+        days = self._settings.keep_days
+        await self._store.call(lambda store: store.prune(now=now, received_days=days, counted_days=COUNTED_DAYS))
 
     async def _groups(self, kind: str, before_day: int, now: float) -> list[tuple[int, str]]:
         return await self._store.call(lambda store: store.groups(kind, before_day, now))

@@ -35,6 +35,7 @@ _VERSION = 1
 _BUSY_S = 5.0
 _PAGE_OCTETS = 4096
 MAX_ROWS = 10_000  # of a domain and a day; their report has 5 MB before it is packed, and some take no more than 10
+_MAX_GROUPS = 2_000  # looked at in one pass
 _SCHEMA = """
 CREATE TABLE dmarc_result(
   day INTEGER NOT NULL, domain TEXT NOT NULL, published TEXT NOT NULL, row TEXT NOT NULL, count INTEGER NOT NULL,
@@ -143,13 +144,16 @@ class Store:
         return lost
 
     def groups(self, kind: str, before_day: int, now: float) -> list[tuple[int, str]]:
-        """(day, domain) of which something was counted before `before_day`, and which are not done with or waiting."""
+        """(day, domain) of which something was counted before `before_day`, and which are not done with or waiting.
+
+        The oldest if they are very many.
+        """
         with self._reading() as db:
             found = db.execute(
                 f"SELECT DISTINCT day, domain FROM {kind}_result r WHERE day < ? AND NOT EXISTS ("  # noqa: S608
                 " SELECT 1 FROM sending s WHERE s.kind = ? AND s.day = r.day AND s.domain = r.domain"
-                " AND s.destination = '' AND (s.state != 'waiting' OR s.next_s > ?)) ORDER BY day, domain",
-                (before_day, kind, now),
+                " AND s.destination = '' AND (s.state != 'waiting' OR s.next_s > ?)) ORDER BY day, domain LIMIT ?",
+                (before_day, kind, now, _MAX_GROUPS),
             )
             return [(int(day), str(domain)) for day, domain in found]
 
@@ -244,7 +248,9 @@ class Store:
     # --- keeping house ----------------------------------------------------------------------------------------------
 
     def prune(self, *, now: float, received_days: int, counted_days: int) -> int:
-        """Delete what is older; the number of rows."""
+        """Delete what is older; the number of rows. Makes no database where there is none."""
+        if not self._path.exists():
+            return 0
         today = int(now // DAY_S)
         with self._transaction() as db:
             gone = db.execute("DELETE FROM received WHERE received_s < ?", (now - received_days * DAY_S,)).rowcount

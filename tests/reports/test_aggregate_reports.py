@@ -160,7 +160,7 @@ BILLION_LAUGHS = b"""<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "ha"><!ENTITY 
         (write(REPORT).replace(b"<begin>1700000000", b"<begin>soon"), "begin"),
         (write(REPORT).replace(b"</feedback>", b"<record/>" * 20_001 + b"</feedback>"), "20000 records"),
     ],
-    ids=lambda value: value[:30] if isinstance(value, bytes) else value,
+    ids=lambda value: "document" if isinstance(value, bytes) else value,
 )
 def test_hostile_document_is_refused_with_the_reason(document: bytes, reason: str) -> None:
     """No entities, no DTD, no limits passed: refused, quickly."""

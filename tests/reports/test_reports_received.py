@@ -91,6 +91,7 @@ XML = aggregate.write(DMARC)
         letter(XML, "application/xml", name="r.xml"),
         letter(XML.replace(b"\n", b""), "application/xml", name="=?utf-8?q?r=2Exml?="),
     ],
+    ids=lambda _: "message",
 )
 def test_reports_are_found_however_they_are_packed(message: bytes) -> None:
     """Media types and names are wrong too often to be relied on."""
@@ -141,6 +142,7 @@ def test_what_we_found_out_about_the_sender_is_kept(results: str, proof: str) ->
         (b"\r\n", "no attachment"),
         (letter(gzip.compress(XML.replace(b"UTF-8", b"utf-16"))), "no XML"),
     ],
+    ids=lambda value: "message" if isinstance(value, bytes) else value,
 )
 def test_what_is_no_report_is_refused_with_the_reason(message: bytes, reason: str) -> None:
     """Never anything but our error."""

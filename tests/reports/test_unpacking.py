@@ -36,6 +36,7 @@ def zipped(*files: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> byt
         zipped(("report.xml", TEXT), method=zipfile.ZIP_STORED),
         zipped(("dir/", b""), ("report.xml", TEXT)),
     ],
+    ids=lambda _: "packed",
 )
 def test_what_was_packed_comes_out(data: bytes) -> None:
     """gzip, zip, and no compression."""
@@ -68,6 +69,7 @@ def _lying_zip() -> bytes:
         (b"PK\x03\x04", "damaged zip"),
         (zipped(("a.xml", TEXT))[:-30], "damaged zip"),
     ],
+    ids=lambda value: "data" if isinstance(value, bytes) else value,  # gzip data have the time in them
 )
 def test_bombs_and_damage_are_refused(data: bytes, reason: str) -> None:
     """Refused at the limit, with little memory."""
