@@ -282,6 +282,8 @@ def _outbound(config: Config) -> Iterator[str]:
                 f"{key}: tls", route.tls, "would send the password in the clear; expected verified or implicit"
             )
     yield from _providers(outbound)
+    if outbound.ca_file:
+        yield from _readable("[outbound] ca_file", outbound.ca_file)
     for address in outbound.source_addresses:
         if not _is_address_of_host(address):
             yield _error("[outbound] source_addresses", address, "expected an address of this host")

@@ -106,6 +106,7 @@ source_addresses = ["192.0.2.1"]
         ("[checks]\ntrusted_sealers = ['*']", "[checks] trusted_sealers", "*", "a domain"),
         ("[rspamd]\nurl = '127.0.0.1:11333'", "[rspamd] url", "127.0.0.1:11333", "http://HOST:PORT"),
         ("[rspamd]\nurl = 'http://h.test:1'\ntimeout_s = 11", "[rspamd] timeout_s", "11", "[checks] timeout_s = 10"),
+        ("[outbound]\nca_file = '{tmp}/missing'", "[outbound] ca_file", "missing", "No such file"),
         (
             "[rspamd]\nurl = 'http://h.test:1'\npassword_file = '{tmp}/missing'",
             "[rspamd] password_file",

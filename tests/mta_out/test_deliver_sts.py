@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import uvloop
 from delivery_samples import DEFERRED, FAILED, MESSAGE, OK, Start, attempt, settings
 from support.dns_server import DnsServer, Failure
 from support.policy_server import Page, PolicyServer
@@ -141,6 +143,28 @@ async def test_an_enforced_policy_that_is_not_met_defers_and_never_goes_in_the_c
     assert (outcome.result, outcome.status[:4]) == (DEFERRED, "4.7.")
     assert not any(c.startswith("MAIL") for c in remote.commands)
     assert sender.verdicts == [("sts", failure)]
+
+
+def test_policies_are_fetched_and_met_on_uvloop_too(
+    far: DnsServer, web: PolicyServer, web_files: TlsFiles, mx_files: TlsFiles, tmp_path: Path, scripted_remote: Start,
+    certificate_authority: CertificateAuthority,
+) -> None:  # fmt: skip
+    """Its TLS and its sockets are its own."""
+    good = scripted_remote(tls=mx_files.server_context())
+    bad = scripted_remote(tls=certificate_authority.issue("sts-uvloop", ("mx.other.test",)).server_context())
+
+    async def scenario() -> list[tuple[object, ...]]:
+        async with AsyncExitStack() as stack:
+            sender = Sender(far, web, str(web_files.ca), tmp_path, stack)
+            results = []
+            for remote in (good, bad):
+                sender.begin(remote.port)
+                results.append(((await sender.send()).result, sender.verdicts[-1]))
+            return results
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        found = runner.run(scenario())
+    assert found == [(OK, ("sts", "")), (DEFERRED, ("sts", "certificate-host-mismatch"))]
 
 
 async def test_a_mail_server_that_an_enforced_policy_does_not_name_is_not_connected_to(
