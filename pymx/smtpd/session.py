@@ -194,8 +194,9 @@ class Session(SMTP):
         return self.facts.account
 
     def dismiss(self) -> None:
-        """421 like at a shutdown: whoever is there has to log in anew."""
-        self._leave(SessionEnd(reply.LOGIN_OVER, "the account was changed"))
+        """421 at the next wait for input, in the middle of a transaction too: whoever is there may send no more."""
+        self._leaving = SessionEnd(reply.LOGIN_OVER, "the account was changed")
+        self.end(self._leaving)
 
     def _leave(self, end: SessionEnd) -> None:
         self._leaving = self._leaving or end

@@ -157,6 +157,25 @@ def test_what_followed_starttls_in_plain_text_is_forgotten(smtp_service, tls_fil
         assert service.live[0].transaction is None
 
 
+@pytest.mark.parametrize("until", ["EHLO", "MAIL", "DATA"])
+def test_who_loses_his_account_sends_no_more(smtp_service, until):
+    """A message on its way is not taken either: the password may have been changed because somebody else has it."""
+    service = smtp_service()
+    with service.client() as client:
+        client.ask("EHLO client.example")
+        if until == "MAIL":
+            client.ask("MAIL FROM:<alice@example.com>")
+            client.ask("RCPT TO:<bob@example.test>")
+        elif until == "DATA":
+            client.transaction()
+            client.send("Subject: half\r\n")
+            wait_for(lambda: service.live[0]._received > 80)
+        service.call(service.live[0].dismiss)
+        assert client.line() == "421 4.7.0 Your account was changed, log in again"
+        assert client.line() == ""
+    assert not service.policy.delivered
+
+
 def test_a_peer_that_shuts_its_side_before_the_greeting(smtp_service):
     service = smtp_service()
     with service.client(greeted=False) as client:
