@@ -24,7 +24,6 @@ from pymx.mail.envelope import Listener
 from pymx.queue.item import Attempt, Outcome, QueueId, Report, Result
 
 NOTICE = "forward"
-_ANSWER_S = 1.0  # a session in the same machine has time enough
 _MAX_TAKEN = 10_000
 
 _log = log.get("mta")
@@ -51,8 +50,9 @@ class Waiting:
 class InSession:
     """Both ends of one process. `tell` gives a notice to every process, this one too; `heard` takes what arrives."""
 
-    def __init__(self, seconds: float, tell: Callable[[str], None]) -> None:
+    def __init__(self, seconds: float, tell: Callable[[str], None], *, answer_s: float = 3.0) -> None:
         self._seconds = seconds
+        self._answer_s = answer_s  # time for a session on the same machine to say that it waits
         self._tell = tell
         self._waiting: dict[str, Waiting] = {}
         self._asked: dict[str, asyncio.Future[None]] = {}
@@ -126,14 +126,14 @@ class InSession:
             and len(envelope.recipients) == 1
             and "NEVER" not in envelope.recipients[0].notify
             and envelope.origin.listener is Listener.SMTP
-            and 0 <= time.time() - attempt.arrived_s < self._seconds + _ANSWER_S
+            and 0 <= time.time() - attempt.arrived_s < self._seconds + self._answer_s
         )
 
     async def _ask(self, queue_id: QueueId, status: str) -> None:
         asked = self._asked[queue_id] = asyncio.get_running_loop().create_future()
         try:
             self._tell(f"{NOTICE} failed {queue_id} {status}")
-            await asyncio.wait({asked}, timeout=_ANSWER_S)
+            await asyncio.wait({asked}, timeout=self._answer_s)
         finally:
             del self._asked[queue_id]
         if asked.done():

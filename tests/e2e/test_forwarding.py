@@ -31,7 +31,7 @@ from pymx.mailauth.dkim import keys
 from pymx.mailauth.dkim.sign import Signer
 from pymx.spool import Content
 
-WAIT_S = 30
+WAIT_S = 60  # CI machines are slow
 REFUSED = "550 5.7.1 refused by policy"
 SENDER = "sender@c.test"
 
@@ -138,6 +138,7 @@ def server_at(hostname: str, dns: DnsServer, c: ScriptedRemote, *, workers: int,
             "dns": f'nameservers = ["{dns.spec}"]\n',
             "checks": f"timeout_s = 10\n{checks}",
             "outbound": "allow_private = true\nretry_first = 1\nretry_max_s = 2\n",
+            "forwarding": "in_session_s = 20\n",  # CI machines are slow
             "dkim": "check_interval_s = 1\nsettle_s = 0\noverlap_s = 1\n",
             "log": routes,  # the last section: tables of an array may follow it
         },

@@ -24,12 +24,13 @@ class Processes:
     """A session's process and a runner's; `lost` says which notices do not arrive."""
 
     seconds: float = 20
+    answer_s: float = 20
     lost: set[str] = field(default_factory=set)
     said: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.session = InSession(self.seconds, self.tell)
-        self.runner = InSession(self.seconds, self.tell)
+        self.session = InSession(self.seconds, self.tell, answer_s=self.answer_s)
+        self.runner = InSession(self.seconds, self.tell, answer_s=self.answer_s)
 
     def tell(self, notice: str) -> None:
         self.said.append(notice)
@@ -100,14 +101,14 @@ async def test_a_session_that_waits_no_more_takes_nothing() -> None:
 
 
 async def test_a_lost_question_is_a_250_and_a_notification() -> None:
-    processes = Processes(seconds=0.5, lost={"failed"})
+    processes = Processes(seconds=0.1, answer_s=0.1, lost={"failed"})
     with processes.session.expect(ID) as waiting:
         status, told = await asyncio.gather(waiting.status(), tried(processes, Result.FAILED))
     assert (status, told) == ("", False)
 
 
 async def test_a_lost_answer_is_told_twice_never_not_at_all() -> None:
-    processes = Processes(lost={"taken"})
+    processes = Processes(answer_s=0.1, lost={"taken"})
     with processes.session.expect(ID) as waiting:
         status, told = await asyncio.gather(waiting.status(), tried(processes, Result.FAILED))
     assert (status, told) == ("5.7.1", False)
@@ -121,7 +122,7 @@ async def test_a_lost_answer_is_told_twice_never_not_at_all() -> None:
         attempt(to=2),
         attempt(listener=Listener.SUBMISSION),
         attempt(listener=Listener.LOCAL),
-        attempt(age_s=60),
+        attempt(age_s=600),
     ],
 )
 async def test_nobody_is_asked_where_nobody_can_wait(one: Attempt) -> None:
