@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ from pymx.resolver.answer import DnsError
 from pymx.resolver.resolver import Resolver
 
 _MAX_REPORTS = 5_000
-_NAMED = 50  # sources whose names are looked up
+_NAMED = 50  # sources of a domain whose names are looked up
 _NAMES_S = 5.0
 _SEND_S = 600.0
 
@@ -134,7 +134,9 @@ def _show(store: Store, args: argparse.Namespace, context: Context) -> int:
     domains: dict[str, list[Received]] = defaultdict(list)
     for received in found:
         domains[received.domain].append(received)
-    told = [_domain(store, name, of, args, context) for name, of in sorted(domains.items())]
+    told = [_domain(store, name, of) for name, of in sorted(domains.items())]
+    if not args.no_names:
+        asyncio.run(_look_up(told, context))
     outgoing = [] if args.what.isdigit() else _outgoing(store, args.what.lower(), int(since // DAY_S))
     if context.json:
         context.out.details({"domains": told, "outgoing_tls": outgoing})
@@ -143,9 +145,7 @@ def _show(store: Store, args: argparse.Namespace, context: Context) -> int:
     return Exit.OK
 
 
-def _domain(
-    store: Store, domain: str, received: list[Received], args: argparse.Namespace, context: Context
-) -> dict[str, object]:
+def _domain(store: Store, domain: str, received: list[Received]) -> dict[str, object]:
     dmarc, tls = [], []
     for one in received:
         document = store.document(one.id)
@@ -155,13 +155,11 @@ def _domain(
             dmarc.append(msgspec.json.decode(document, type=AggregateReport))
         else:
             tls.append(msgspec.json.decode(document, type=TlsReport))
-    hosts = sources(dmarc)
-    names = {} if args.no_names else asyncio.run(_names([host.ip for host in hosts[:_NAMED]], context))
     return {
         "domain": domain,
         "reports": len(received),
         "unproven": sum(1 for one in received if "pass" not in one.proof),
-        "sources": [_source(host, names.get(host.ip, "")) for host in hosts],
+        "sources": [_source(host) for host in sources(dmarc)],
         "tls": [
             {
                 "policy_type": summary.policy_type,
@@ -178,10 +176,10 @@ def _domain(
     }
 
 
-def _source(host: Source, name: str) -> dict[str, object]:
+def _source(host: Source) -> dict[str, object]:
     return {
         "source_ip": host.ip,
-        "host": name,
+        "host": "",
         "count": host.count,
         "passed": host.passed,
         "failed": host.failed,
@@ -191,6 +189,7 @@ def _source(host: Source, name: str) -> dict[str, object]:
         "overrides": dict(host.overrides),
         "header_from": dict(host.header_from.most_common(10)),
         "reporters": sorted(host.reporters),
+        "this_server": False,
         "advice": host.advice,
     }
 
@@ -215,25 +214,31 @@ def _outgoing(store: Store, domain: str, since_day: int) -> list[dict[str, objec
     ]
 
 
-async def _names(ips: Iterable[str], context: Context) -> dict[str, str]:
-    """Names by PTR; those that don't come soon are left out."""
+async def _look_up(told: list[dict[str, object]], context: Context) -> None:
+    """Names of hosts by PTR, and which of them is this server; what does not come soon is left out."""
     resolver = Resolver(context.config.dns)
-    found: dict[str, str] = {}
+    own: set[str] = set()
+    names: dict[str, str] = {}
+    hosts = [host for domain in told for host in cast(list[dict[str, object]], domain["sources"])[:_NAMED]]
 
-    async def one(ip: str) -> None:
-        try:
-            names = await resolver.ptr(ip)
-        except DnsError:
-            return
-        if names:
-            found[ip] = names[0]
+    async def ours() -> None:
+        with contextlib.suppress(DnsError):
+            own.update(await resolver.addresses(context.config.hostname))
+
+    async def name_of(ip: str) -> None:
+        with contextlib.suppress(DnsError):
+            names[ip] = next(iter(await resolver.ptr(ip)), "")
 
     try:
         async with asyncio.timeout(_NAMES_S):
-            await asyncio.gather(*(one(ip) for ip in ips))
+            await asyncio.gather(ours(), *(name_of(ip) for ip in {str(host["source_ip"]) for host in hosts}))
     except TimeoutError:
         pass
-    return found
+    for host in hosts:
+        ip = str(host["source_ip"])
+        host["host"], host["this_server"] = names.get(ip, ""), ip in own
+        if ip in own and host["failed"]:
+            host["advice"] = "This is this server, so all of it should pass: look at SPF, and at pymxctl dkim show."
 
 
 def _print(told: list[dict[str, object]], outgoing: list[dict[str, object]], context: Context) -> None:

@@ -90,6 +90,17 @@ def test_reports_are_listed_and_shown_with_names_and_advice(command: Command, dn
     assert "mx.far.test" in said
 
 
+def test_this_server_is_told_from_others(command: Command, dns_server: DnsServer) -> None:
+    """What fails from our own address is for us to mend."""
+    dns_server.add("mx.example.test", "A", "192.0.2.1")
+    fill(command.store)
+    shown = command.json("show")
+    assert isinstance(shown, dict)
+    (source,) = shown["domains"][0]["sources"]
+    assert source["this_server"] is True
+    assert "dkim show" in source["advice"]
+
+
 def test_one_report_is_shown_by_its_number(command: Command) -> None:
     """As it stands in the list."""
     fill(command.store, proof="dkim=pass dmarc=pass evil.test")
