@@ -50,6 +50,9 @@ class NullTransaction:
     async def rcpt(self, recipient: Recipient) -> None:
         pass
 
+    def body(self, head: bytes) -> None:
+        pass
+
     async def data(self, content: Content) -> Reply:
         return Reply(250, "2.0.0", "OK queued as 1")
 

@@ -11,10 +11,12 @@ Errors: OSError from the file system (ENOSPC, EDQUOT, EIO) passes through to the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 CHUNK = 65536
+Tap = Callable[[bytes], Callable[[bytes], None] | None]
+"""Called with the header block when it is complete; gives who wants the body's pieces too, or None."""
 _SMALL = 512
 
 
@@ -145,7 +147,7 @@ class SpoolWriter:
     """Collects a message as it arrives; `finish()` gives the Content.
 
     Memory holds the header block (at most `max_header_octets`) and up to `memory_octets` of body; more goes to an
-    unnamed file in `directory`.
+    unnamed file in `directory`. Whom `tap` gives sees the body's octets as they come, beginning with the empty line.
     """
 
     __slots__ = (
@@ -157,10 +159,21 @@ class SpoolWriter:
         "_memory",
         "_parts",
         "_pending",
+        "_tap",
+        "_to_body",
         "size_octets",
     )
 
-    def __init__(self, directory: Path, *, memory_octets: int = 262144, max_header_octets: int = 1048576) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        memory_octets: int = 262144,
+        max_header_octets: int = 1048576,
+        tap: Tap | None = None,
+    ) -> None:
+        self._tap = tap
+        self._to_body: Callable[[bytes], None] | None = None
         self._directory = directory
         self._memory = memory_octets
         self._max_header = max_header_octets
@@ -192,10 +205,14 @@ class SpoolWriter:
         self._head = bytes(self._pending[: end + 2])
         rest = bytes(self._pending[end + 2 :])
         self._pending = bytearray()
+        if self._tap is not None:
+            self._to_body = self._tap(self._head)
         self._add(rest)
 
     def _add(self, data: bytes) -> None:
         self._length += len(data)
+        if self._to_body is not None:
+            self._to_body(data)
         if self._file is not None:
             self._file.write(data)
             return

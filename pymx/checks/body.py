@@ -1,4 +1,8 @@
-"""The hashes of a message's body, taken once for DKIM and ARC; a large one in a thread, so that nobody waits for it."""
+"""The hashes of a message's body, taken once for DKIM and ARC.
+
+They are taken while the message arrives (`Inspection.body`), and then ready at the final dot. A message that did not
+come that way is read again, a large one in a thread, so that nobody waits for it.
+"""
 
 from __future__ import annotations
 

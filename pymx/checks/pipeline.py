@@ -28,6 +28,7 @@ from pymx.mail.address import AddressError
 from pymx.mail.envelope import Listener, Origin
 from pymx.mail.header import Field, HeaderError, build_field, iter_fields
 from pymx.mail.peer import peer_address
+from pymx.mailauth.dkim.body import BodyHashes
 from pymx.proto.smtp import reply as replies
 from pymx.proto.smtp.reply import SmtpError
 from pymx.spool import Content
@@ -36,6 +37,7 @@ _log = log.get("checks")
 # What other checks wait for ends after this share of the time limit: who makes us wait for his own domain's DNS must
 # not keep those that come after from having their time.
 _SHARE_OF_NEEDED = 0.6
+_HASHING = frozenset({"dkim", "arc"})
 _EARLY = (Stage.CONNECT, Stage.HELO, Stage.MAIL)
 _REFUSALS = {Level.DEFER: replies.TRY_LATER, Level.REJECT: replies.REJECTED_BY_POLICY}
 
@@ -73,6 +75,7 @@ class Pipeline:
         self.hostname = hostname
         self.timeout_s = timeout_s
         self.junk_score = junk_score
+        self.hashes_bodies = any(check.name in _HASHING for check in checks)
         self._needed = frozenset(name for check in checks for name in check.needs)
         self.judged: Callable[[Facts, Level], None] | None = None  # told of each message; must neither wait nor raise
         self._trusted = [ipaddress.ip_network(network, strict=False) for network in trusted]
@@ -143,6 +146,13 @@ class Inspection:
             if verdict.level >= Level.DEFER:
                 del self._verdicts[check.name]  # it is about this recipient, not about the message
                 raise SmtpError(verdict.reply or _REFUSALS[verdict.level], f"{check.name}: {verdict.reason}")
+
+    def body(self, head: bytes) -> Callable[[bytes], None] | None:
+        """The header block has come: what hashes the body for signatures while it arrives, if there are any."""
+        if not self._pipeline.hashes_bodies:
+            return None
+        self.facts.bodies = BodyHashes(head)
+        return self.facts.bodies.update if self.facts.bodies.is_needed else None
 
     async def message(self, content: Content) -> Finding:
         """Judge the whole message. Raises SmtpError."""

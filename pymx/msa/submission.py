@@ -264,6 +264,9 @@ class SubmissionTransaction:
         await require_room(self._submission.mda, resolution, self._parameters.size or 0)
         self._targets.append(Target(recipient, resolution))
 
+    def body(self, head: bytes) -> None:
+        """Nobody: the message may be mended first."""
+
     async def data(self, content: Content) -> Reply:
         prepared = await self._submission.prepare(
             content,

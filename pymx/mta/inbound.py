@@ -23,7 +23,7 @@ for the null sender and for automatic answers: what comes there goes to the orig
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Protocol
@@ -170,6 +170,9 @@ class InboundTransaction:
         if checks is not None and checks.concerns(self._origin):
             await self._inspect(checks, target.recipient)
         self._targets.append(target)
+
+    def body(self, head: bytes) -> Callable[[bytes], None] | None:
+        return None if self._inspection is None else self._inspection.body(head)
 
     async def data(self, content: Content) -> Reply:
         self._count_hops(content)

@@ -11,7 +11,7 @@ of logins is none here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from pymx.config.model import Limits
 from pymx.mail.address import Address
@@ -92,6 +92,9 @@ class _RateLimitedTransaction:
             ):
                 self._rates.allows(_UNKNOWN, self._peer_ip)
             raise
+
+    def body(self, head: bytes) -> Callable[[bytes], None] | None:
+        return self._inner.body(head)
 
     async def data(self, content: Content) -> Reply:
         return await self._inner.data(content)

@@ -74,7 +74,14 @@ def _need_recipients(session: Session) -> None:
 
 def _intake(session: Session) -> Intake:
     engine = session.engine
-    return Intake(engine.smtp, engine.spool_dir, engine.max_message_octets, repair_newlines=engine.repair_newlines)
+    assert session.transaction is not None
+    return Intake(
+        engine.smtp,
+        engine.spool_dir,
+        engine.max_message_octets,
+        repair_newlines=engine.repair_newlines,
+        tap=session.transaction.body,
+    )
 
 
 def _chunk(argument: str) -> tuple[int, bool]:

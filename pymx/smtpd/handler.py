@@ -5,7 +5,7 @@ The engine owns syntax, order of commands, limits and timeouts; a `Handler` owns
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,6 +59,9 @@ class Transaction(Protocol):
 
     async def rcpt(self, recipient: Recipient) -> None:
         """Accept the recipient, or raise SmtpError."""
+
+    def body(self, head: bytes) -> Callable[[bytes], None] | None:
+        """The header block has come: who wants the octets of the body as they come, beginning with the empty line."""
 
     async def data(self, content: Content) -> Reply:
         """Take responsibility for the message: a 250 means it is durable. Raises SmtpError."""

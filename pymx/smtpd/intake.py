@@ -17,7 +17,7 @@ from pymx.config.model import Smtp
 from pymx.proto.smtp import reply
 from pymx.proto.smtp.newlines import Newlines
 from pymx.proto.smtp.reply import SmtpError
-from pymx.spool import Content, HeaderTooLong, SpoolWriter
+from pymx.spool import Content, HeaderTooLong, SpoolWriter, Tap
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -29,9 +29,11 @@ class Intake:
 
     __slots__ = ("_last", "_max", "_max_fields", "_newlines", "_size", "_writer", "failure")
 
-    def __init__(self, smtp: Smtp, spool_dir: Path, max_message_octets: int, *, repair_newlines: bool) -> None:
+    def __init__(
+        self, smtp: Smtp, spool_dir: Path, max_message_octets: int, *, repair_newlines: bool, tap: Tap | None = None
+    ) -> None:
         self._writer: SpoolWriter | None = SpoolWriter(
-            spool_dir, memory_octets=smtp.memory_octets, max_header_octets=smtp.max_header_octets
+            spool_dir, memory_octets=smtp.memory_octets, max_header_octets=smtp.max_header_octets, tap=tap
         )
         self._newlines = Newlines(repair=repair_newlines)
         self._max = max_message_octets

@@ -86,6 +86,7 @@ class Mail:
     mail_from: Address | None
     parameters: MailParameters
     recipients: list[Recipient] = field(default_factory=list)
+    seen: bytearray = field(default_factory=bytearray)  # head and body as they were told while the message came
 
     async def rcpt(self, recipient: Recipient) -> None:
         await asyncio.sleep(0)  # a real policy looks something up
@@ -94,12 +95,19 @@ class Mail:
             raise refused
         self.recipients.append(recipient)
 
+    def body(self, head: bytes) -> Callable[[bytes], None] | None:
+        assert not self.seen, "the header block is told once"
+        self.seen += head
+        return self.seen.extend
+
     async def data(self, content: Content) -> Reply:
         self.policy.delivering.set()
         if self.policy.hold_data:
             await self.policy.release.wait()
         if self.policy.refuse_data is not None:
             raise self.policy.refuse_data
+        if self.seen or b"\r\n\r\n" in content.read():
+            assert self.seen == content.read(), "what was told while it came is what came"
         self.policy.delivered.append(
             Delivered(self.mail_from, self.recipients, self.parameters, content.read(), content.in_memory)
         )

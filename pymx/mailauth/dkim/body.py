@@ -52,6 +52,11 @@ class BodyHashes:
         self._waiting = bytearray()
         self._finished = False
 
+    @property
+    def is_needed(self) -> bool:
+        """Is there a signature that wants a hash?"""
+        return bool(self._bodies)
+
     def update(self, data: bytes) -> None:
         """The next octets of the body."""
         if self._skip:
