@@ -154,7 +154,7 @@ class Imap(Struct, forbid_unknown_fields=True, frozen=True):
     max_errors: Annotated[Positive, _doc("bad commands in a row, or failed logins, then BYE")] = 20
 
     max_login_octets: Annotated[Positive, _doc("length of a command, and of what waits behind it, before login")] = (
-        16_384
+        32_768
     )
     max_waiting_octets: Annotated[Positive, _doc("further commands taken in while one runs, per session")] = 131_072
     max_swallowed_octets: Annotated[

@@ -1,6 +1,9 @@
 """Search keys of a command as criteria of the store: sequence numbers, `$`, ages and EMAILIDs filled in.
 
 Used by everything that takes search keys.
+
+Deviation: RFC 3501 s. 9 has sequence numbers that are too high answered BAD; in a search they are nobody's, as with
+Dovecot, so that a client that has not heard of an expunge gets an answer.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from pymx.proto.imap.sequence import SequenceSet, ranges_of
 
 
 async def criterion(client: Client, key: SearchKey) -> Criterion:
-    """Raises Bad for sequence numbers that don't exist."""
+    """Raises Bad for sequence numbers of a client with UIDONLY."""
     view = client.selected.uids
 
     def ranges(messages: SequenceSet, by_uid: bool) -> Ranges:
@@ -23,7 +26,7 @@ async def criterion(client: Client, key: SearchKey) -> Criterion:
             return tuple(ranges_of(client.saved_uids()))
         if client.uidonly and not by_uid:
             raise Bad("Sequence numbers are not known here", code="UIDREQUIRED")  # RFC 9586 s. 3.1
-        positions = messages.uids(view) if by_uid else messages.numbers(view)
+        positions = messages.uids(view) if by_uid else messages.numbers_there(view)
         return tuple((view[start], view[stop - 1]) for start, stop in positions)
 
     by_id: dict[str, Ranges] = {}

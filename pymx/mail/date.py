@@ -1,4 +1,4 @@
-"""Dates of messages (RFC 5322 s. 3.3 and 4.3) and of the store (INTERNALDATE, RFC 3501 s. 9 date-time), both ways.
+"""Dates of messages (RFC 5322 s. 3.3 and 4.3), both ways, and of the store (INTERNALDATE, RFC 3501 s. 9), read.
 
 Reading a Date field is tolerant: comments, obsolete zones, two-digit years, a missing day of week, zone or seconds.
 What can't be read gives None, never an exception. A zone that says nothing (`-0000`, unknown letters) is UTC.
@@ -92,14 +92,6 @@ def format_date(unix_s: float, utc_offset_min: int = 0) -> str:
     return (
         f"{_DAYS[when.weekday()]}, {when.day:02} {_MONTHS[when.month - 1]} {when.year:04} "
         f"{when.hour:02}:{when.minute:02}:{when.second:02} {zone}"
-    )
-
-
-def format_internaldate(unix_s: float, utc_offset_min: int = 0) -> str:
-    """`17-Jul-1996 02:44:25 -0700`, without the quotes; a day under ten has a space before it (RFC 3501 s. 9)."""
-    when, zone = _local(unix_s, utc_offset_min)
-    return (
-        f"{when.day:2}-{_MONTHS[when.month - 1]}-{when.year:04} {when.hour:02}:{when.minute:02}:{when.second:02} {zone}"
     )
 
 

@@ -21,6 +21,7 @@ MAX_BODY = 4 * 1024 * 1024  # octets of one part that are decoded
 _ENCODED_WORD = re.compile(rb"=\?([A-Za-z0-9_.:\-+]{1,60})(?:\*[A-Za-z0-9\-]{0,40})?\?([QqBb])\?([^?\r\n]*+)\?=")
 _FOREIGN_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # which no octet was decoded to
 _FOLDS = re.compile(rb"\r?\n(?=[ \t])|[\r\n]++\Z")
+_ADDED = re.compile(rb"(?<![ \t])[ \t]++(?=\r?\n|\Z)")
 _NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/]+")
 _HAS_NOISE = re.compile(r"<(?:!--|s(?:cript|tyle)\b)", re.IGNORECASE)
 # What is not closed reaches to the end; so every search succeeds, and time is linear.
@@ -107,6 +108,11 @@ def decode_base64(data: bytes) -> bytes:
         return binascii.a2b_base64(data + b"=" * (-len(data) % 4))
 
 
+def decode_quoted_printable(data: bytes) -> bytes:
+    """Quoted-printable; white space at the end of a line was added on the way (RFC 2045 s. 6.7, rule 3)."""
+    return binascii.a2b_qp(_ADDED.sub(b"", data))
+
+
 def decode_charset(data: bytes, charset: str) -> str:
     """`data` by `charset`; unknown or wrong ones fall back to UTF-8, then Latin-1."""
     name = _CHARSETS.get(charset, charset)
@@ -126,7 +132,7 @@ def decode_body(part: Part, message: bytes) -> str:
     if encoding == b"base64":
         data = decode_base64(data)
     elif encoding == b"quoted-printable":
-        data = binascii.a2b_qp(data)
+        data = decode_quoted_printable(data)
     elif encoding in _UUENCODED:
         data = _uudecode(data)
     return decode_charset(data, charset_of(part))

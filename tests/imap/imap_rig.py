@@ -162,7 +162,7 @@ async def running(
 ) -> AsyncIterator[Rig]:
     """A server on `directory`."""
     root = directory / "mail"
-    root.mkdir()
+    root.mkdir(exist_ok=True)
     values = {name: getattr(mail, name) for name in mail.__struct_fields__} if mail else {}
     mail = Mail(**{**values, "root": str(root)})
     imap = imap or Imap()

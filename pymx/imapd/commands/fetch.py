@@ -84,7 +84,7 @@ async def fetch(client: Client, arguments: Fetch) -> bytes:
             client.write(b"".join(form.lines(client.numbers(rows), rows)))
             await client.drain()
     if seen < len(uids) and since is None and not arguments.by_uid:
-        return b"NO [EXPUNGEISSUED] Some of the messages are gone."  # RFC 5530
+        return b"OK [EXPUNGEISSUED] Some of the messages are gone."  # RFC 5530; what there is was sent
     return b"OK Fetch completed."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pymx.imapd.client import Client
 from pymx.proto.imap.commands.identity import Enable, Id
+from pymx.proto.imap.errors import No
 
 MAX_CLIENT_ID = 100  # characters of it in the log
 
@@ -12,6 +13,10 @@ async def identify(client: Client, arguments: Id) -> bytes:
     fields = dict(arguments.fields)
     name, version = fields.get("name", ""), fields.get("version", "")
     client.client_id = f"{name} {version}".strip()[:MAX_CLIENT_ID]
+    server = client.server
+    if "event" in fields and server.running_commands - 1 > server.imap.background_commands:
+        # Apple TN3189: a phone that wakes up by itself comes again later
+        raise No("Too busy for background fetches, come later", code="UNAVAILABLE")
     client.write(b'* ID ("name" "pymx")\r\n')
     return b"OK ID completed."
 

@@ -30,5 +30,5 @@ async def store(client: Client, arguments: StoreFlags) -> bytes:
         shown = stored.modified if arguments.by_uid else [bisect_left(view, uid) + 1 for uid in stored.modified]
         return b"OK [MODIFIED %b] Conditional STORE failed." % runs(shown)
     if not arguments.by_uid and len(stored.rows) < len(uids):
-        return b"NO [EXPUNGEISSUED] Some of the messages are gone."
+        return b"OK [EXPUNGEISSUED] Some of the messages are gone."
     return b"OK Store completed."

@@ -6,12 +6,11 @@ header says so. `UnknownEncoding` is raised where an encoding is none that we kn
 
 from __future__ import annotations
 
-import binascii
 import re
 from collections.abc import Iterator
 
 from pymx.mail.mime import Part, parse
-from pymx.mail.text import decode_base64
+from pymx.mail.text import decode_base64, decode_quoted_printable
 from pymx.proto.imap.section import part_at
 
 _IDENTITY = frozenset({b"7bit", b"8bit", b"binary"})
@@ -46,7 +45,7 @@ def _content(message: bytes, part: Part) -> bytes:
     if encoding == b"base64":
         return decode_base64(octets)
     if encoding == b"quoted-printable":
-        return binascii.a2b_qp(octets)
+        return decode_quoted_printable(octets)
     raise UnknownEncoding
 
 

@@ -1,4 +1,7 @@
-"""INTERNALDATE and search dates (`date-time`, `date`, RFC 3501 s. 9) to and from Unix seconds, fast enough for rows."""
+"""INTERNALDATE and search dates (`date-time`, `date`, RFC 3501 s. 9) to and from Unix seconds, fast enough for rows.
+
+INTERNALDATE is read by `pymx.mail.date`.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,13 @@ import datetime
 import re
 from functools import lru_cache
 
+from pymx.mail.date import parse_internaldate
 from pymx.proto.imap.errors import Bad
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _MONTH = {name.lower().encode(): number for number, name in enumerate(_MONTHS, 1)}
 _DATE = re.compile(rb"(\d{1,2})-([A-Za-z]{3})-(\d{4})")
-_DATE_TIME = re.compile(rb"([ \d]?\d)-([A-Za-z]{3})-(\d{4}) (\d\d):(\d\d):(\d\d) ([+-])(\d\d)(\d\d)")
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_EPOCH_DAY = _EPOCH.toordinal()
+_EPOCH_DAY = datetime.date(1970, 1, 1).toordinal()
 _LAST_DAY = datetime.date.max.toordinal() - _EPOCH_DAY
 
 
@@ -31,22 +33,10 @@ def internaldate(unix_s: int) -> bytes:
 
 def parse_date_time(text: bytes) -> int:
     """Unix seconds of a `date-time` without its quotes."""
-    match = _DATE_TIME.fullmatch(text)
-    if match is None:
+    found = parse_internaldate(text.decode("ascii", "replace"))
+    if found is None:
         raise Bad("Invalid date and time")
-    day, month, year, hour, minute, second, sign, zone_hour, zone_minute = match.groups()
-    number = _MONTH.get(month.lower())
-    if number is None:
-        raise Bad("Invalid date and time")
-    try:
-        local = datetime.datetime(
-            int(year), number, int(day), int(hour), int(minute), min(int(second), 59), tzinfo=datetime.UTC
-        )
-    except ValueError:
-        raise Bad("Invalid date and time") from None
-    zone = int(zone_hour) * 3600 + int(zone_minute) * 60
-    seconds = int((local - _EPOCH).total_seconds())
-    return seconds + zone if sign == b"-" else seconds - zone
+    return found
 
 
 def parse_date(text: bytes) -> datetime.date:

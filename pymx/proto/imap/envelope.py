@@ -171,6 +171,7 @@ class _Reader:
                 elif text == b";":
                     if self._words or self._angle:
                         yield from self._finish()
+                    self._reset()  # a comment in an empty group is nobody's name
                     if self._in_group:
                         self._in_group = False
                         yield None, None, None, None

@@ -84,6 +84,11 @@ class SequenceSet:
             raise Bad("Message set is out of range")
         return [(first - 1, last) for first, last in spans]
 
+    def numbers_there(self, view: Sequence[int]) -> list[tuple[int, int]]:
+        """Like `numbers`, without those that are too high: no message of a search has them."""
+        count = len(view)
+        return [(first - 1, min(last, count)) for first, last in self.spans(count) if first <= count]
+
     def uids(self, view: Sequence[int]) -> list[tuple[int, int]]:
         """Ranges of positions (start, stop) in the view for a set of UIDs; UIDs that don't exist are left out."""
         largest = view[-1] if view else 0
