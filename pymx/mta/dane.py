@@ -27,6 +27,10 @@ _DIGEST_OCTETS = {_SHA256: 32, _SHA512: 64}
 MAX_RECORDS = 50
 _MAX_CHAIN = 10
 _MAX_NAMES = 1000
+_UNREADABLE = (
+    ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)  # fmt: skip
 
 
 class DaneFailure(Exception):
@@ -102,7 +106,7 @@ def verify(chain: Sequence[bytes], records: Sequence[Tlsa], names: Sequence[str]
         if not trusted:
             raise DaneFailure("certificate-not-trusted", "the certificate fits no TLSA record")
         return _by_anchor(chain, certificates, trusted, names, now)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as e:
+    except _UNREADABLE as e:
         raise DaneFailure("certificate-not-trusted", f"a certificate can't be read: {e}") from None
 
 

@@ -39,7 +39,7 @@ from pymx.queue.place import Kind, Limits, Place, Strain
 from pymx.resolver.answer import NoRecords, NoSuchDomain, TemporaryDnsError
 from pymx.resolver.resolver import Resolver
 
-_LEVELS = {How.DANE: Level.DANE, How.VERIFIED: Level.VERIFIED}
+_LEVELS = {("tlsa", How.DANE): Level.DANE, ("sts", How.VERIFIED): Level.VERIFIED}
 _MAX_ADDRESSES = 6  # tried in one attempt; the next attempt shuffles again
 _CLOSE_S = 2
 
@@ -176,15 +176,18 @@ class _Run:
     async def _over_kept_connection(self) -> None:
         """Over a connection that was kept, if one is still alive."""
         while (connection := self._deliver._kept.take(self._kept_key)) is not None:
-            if connection.demand not in (await self._plan(connection.host)).ladder:
-                connection.close()  # the domain asks for more than it did when this was opened
-                continue
             try:
+                if connection.demand not in (await self._plan(connection.host)).ladder:
+                    connection.close()  # the domain asks for more than it did when this was opened
+                    continue
                 await self._transact(connection)
             except Broken as e:
                 if e.phase is Phase.MAIL and (e.what in (Event.LOST, Event.TIMEOUT) or _is_goodbye(e.what)):
                     continue  # it had ended meanwhile, as servers do with idle connections
                 self._note_broken(e, connection.host, connection.tls)
+            except BaseException:
+                connection.abort()
+                raise
             else:
                 self._had_its_say.add(connection.host.address)
             return
@@ -197,16 +200,18 @@ class _Run:
             self._report(plan, host, "", refusal.result, refusal.reason)
             self._note_broken(Broken(Phase.DNS, refusal.event, refusal.reason), host, "")
             return
-        reported = plan.complaint
+        told = False  # one result for the TLS report, the first
         for place, demand in enumerate(plan.ladder):
             optional = place + 1 < len(plan.ladder)
             try:
                 connection = await self._open(host, demand)
             except Broken as e:
                 metrics.add("outbound_connections_failed")
-                if e.phase is Phase.STARTTLS and reported is None:
-                    reported = Refusal(Event.TLS_FAILED, e.tls_result or "validation-failure", e.detail or str(e.what))
-                    self._report(plan, host, e.source, reported.result, reported.reason)
+                if e.phase is Phase.STARTTLS and not told:
+                    told = True
+                    failed = Refusal(Event.TLS_FAILED, e.tls_result or "validation-failure", e.detail or str(e.what))
+                    fault = plan.complaint or failed
+                    self._report(plan, host, e.source, fault.result, fault.reason)
                 if judge(e.phase, e.what, tls_optional=optional).action is Action.PLAIN:
                     metrics.add("outbound_tls_failed")
                     _log.warning(
@@ -218,11 +223,14 @@ class _Run:
             metrics.add("outbound_connections")
             deliver = self._deliver
             deliver.sources.reached(self._name, host.address, time.time())
-            await self._note_connection(plan, connection, reported)
             try:
+                await self._note_connection(plan, connection, told=told)
                 await self._transact(connection)
             except Broken as e:
                 self._note_broken(e, host, connection.tls)
+            except BaseException:
+                connection.abort()
+                raise
             return
 
     async def _plan(self, host: Host) -> Plan:
@@ -248,18 +256,20 @@ class _Run:
             host, self._hop, deliver._outbound, deliver._hostname, deliver._contexts, demand, source
         )
 
-    async def _note_connection(self, plan: Plan, connection: Connection, reported: Refusal | None) -> None:
-        """Remember how good its TLS is, and tell the TLS report."""
+    async def _note_connection(self, plan: Plan, connection: Connection, *, told: bool) -> None:
+        """Remember how good its TLS is, and tell the TLS report, unless it was told."""
         if plan.applied is None:
             return
         host, tls = connection.host, connection.tls
-        if reported is None and tls:
-            self._report(plan, host, connection.source, "", "")
-        elif reported is None:
-            self._report(plan, host, connection.source, "starttls-not-supported", "STARTTLS is not offered")
-        elif reported is plan.complaint:
-            self._report(plan, host, connection.source, reported.result, reported.reason)
-        level = _LEVELS.get(connection.demand.how, Level.ENCRYPTED) if tls else Level.PLAIN
+        result, reason = ("", "") if tls else ("starttls-not-supported", "STARTTLS is not offered")
+        if plan.complaint is not None:
+            result, reason = plan.complaint.result, plan.complaint.reason
+        if not told:
+            self._report(plan, host, connection.source, result, reason)
+        level = Level.PLAIN
+        if tls:
+            # REQUIRETLS may have proven more than the domain asks for; that is no level to hold it to
+            level = _LEVELS.get((plan.applied.kind, connection.demand.how), Level.ENCRYPTED)
         await self._deliver._tls.note_level(self._hop.domain, level, mx=host.name, tls=tls)
 
     def _report(self, plan: Plan, host: Host, source: str, result: str, reason: str) -> None:

@@ -16,7 +16,8 @@ MAX_AGE_S = 31_557_600  # s. 3.2: about a year
 _MAX_PATTERNS = 500
 
 _VERSION = "STSv1"
-_FIELD = re.compile(r"[ \t]*([A-Za-z0-9][A-Za-z0-9_.-]{0,31})[ \t]*:[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*\Z")
+# no two neighbours that match the same: the server chooses how long a line is
+_FIELD = re.compile(r"[ \t]*([A-Za-z0-9][A-Za-z0-9_.-]{0,31})[ \t]*:([^\x00-\x08\x0a-\x1f\x7f]*)\Z")
 _TXT_FIELD = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,31})=([!-:<>-~]+)\Z")
 _ID = re.compile(r"[A-Za-z0-9]{1,32}\Z")
 _LABEL = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)"
@@ -84,7 +85,7 @@ def parse_policy(text: bytes) -> Policy:
         parsed = _FIELD.match(line)
         if parsed is None:
             raise PolicyError(f"a line is no field: {line[:80]!r}")
-        name, value = parsed[1], parsed[2]
+        name, value = parsed[1], parsed[2].strip(" \t")
         if name == "mx":
             patterns.append(_pattern(value))
         else:
@@ -102,7 +103,7 @@ def parse_policy(text: bytes) -> Policy:
 
 
 def _pattern(value: str) -> str:
-    if not _PATTERN.match(value) or len(value) > 255:
+    if len(value) > 255 or not _PATTERN.match(value):
         raise PolicyError(f"mx {value[:80]!r} is no host name or pattern")
     return value.lower()
 

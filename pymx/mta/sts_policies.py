@@ -38,6 +38,7 @@ _MEMORY_S = 3600.0
 _TIMEOUT_S = 30.0
 _MAX_ADDRESSES = 4
 _REFRESH_EVERY_S = 600
+_REFRESH_AGAIN_S = 3600  # what can't be refreshed is tried again then
 _REFRESH_AT_ONCE = 1000
 _REFRESH_TOGETHER = 10
 
@@ -80,6 +81,7 @@ class StsPolicies:
         self._context: ssl.SSLContext | None = None
         self._known: TtlCache[tuple[_Known | None]] = TtlCache(_MEMORY)
         self._failures: TtlCache[bool] = TtlCache(_FAILURES)
+        self._tried: TtlCache[bool] = TtlCache(_FAILURES)
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def policy(self, domain: str) -> Policy | None:
@@ -121,13 +123,16 @@ class StsPolicies:
             await asyncio.sleep(_REFRESH_EVERY_S)
 
     async def _refresh_one(self, stored: Stored) -> None:
+        now = self._clock()
+        if self._tried.get(stored.domain, now):
+            return
+        self._tried.put(stored.domain, True, now + _REFRESH_AGAIN_S)
         try:
             announced = policy_id(await self._resolver.txt(f"_mta-sts.{stored.domain}"))
         except DnsError:
             announced = ""
         # RFC 8461 s. 3.3: the policy is fetched anew even when its id is the same, which makes it live longer
-        if await self._fetched(stored.domain, announced or stored.id) is None:
-            _log.info("sts_refresh_failed", key=stored.domain, reason="the old policy stays until it expires")
+        await self._fetched(stored.domain, announced or stored.id)
 
     async def _stored(self, domain: str) -> _Known | None:
         loop = asyncio.get_running_loop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -239,6 +240,7 @@ async def test_unusable_records_still_forbid_plain_text(site: Site, sender: Send
     remote = scripted_remote(port=site.port)
     assert (await sender.to("a@unusable.far.test")).result is DEFERRED
     assert remote.messages == []
+    assert sender.verdicts == [("tlsa", "tlsa-invalid")]
 
 
 @pytest.mark.parametrize("domain", ["open.test", "half.open.test", "abroad.far.test", "none.far.test"])
@@ -305,12 +307,16 @@ async def test_requiretls_goes_only_to_authenticated_servers_that_offer_it(
 
 
 async def test_requiretls_over_a_signed_list_of_mail_servers_and_a_trusted_root(
-    site: Site, sender: Sender, scripted_remote: Start, certificate_authority: CertificateAuthority
-) -> None:
+    site: Site, sender: Sender, scripted_remote: Start, certificate_authority: CertificateAuthority,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     """RFC 8689 s. 4.2.1: DNSSEC proves the host's name, the certificate that it is this host."""
     files = certificate_authority.issue("dane-root", ("mx.none.far.test",))
     remote = scripted_remote(port=site.port, tls=files.server_context(), extensions=("REQUIRETLS",))
-    assert (await sender.to("a@none.far.test", requiretls=True)).result is OK
+    with caplog.at_level(logging.WARNING, "pymx.mta"):
+        assert (await sender.to("a@none.far.test", requiretls=True)).result is OK
+        assert (await sender.to("a@none.far.test")).result is OK
+    assert "tls_downgraded" not in caplog.text  # the domain itself never asked for that much
     assert remote.messages[0].mail_options[-1:] == ("REQUIRETLS",)
 
 

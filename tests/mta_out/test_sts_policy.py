@@ -106,6 +106,16 @@ def test_what_the_grammar_does_not_have_is_no_policy(text: bytes) -> None:
         parse_policy(text)
 
 
+@pytest.mark.timeout(5)
+@pytest.mark.parametrize("line", [b"x:" + b" " * 65_000 + b"y", b"x:" + b" " * 65_000 + b"\x01", b" " * 65_000 + b"x"])
+def test_a_long_line_takes_no_longer_than_it_is(line: bytes) -> None:
+    """Whoever writes the policy chooses the line: at each octet all that follow must not be looked at again."""
+    try:
+        assert parse_policy(GOOD + line).mode == "enforce"
+    except PolicyError:
+        pass
+
+
 LABEL = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
 HOST = st.lists(LABEL, min_size=1, max_size=4).map(".".join)
 PATTERN = st.builds(lambda star, host: ("*." if star else "") + host, st.booleans(), HOST)
