@@ -138,6 +138,7 @@ def _explain_network(network: str, context: Context, state: LimitState) -> int:
     guesses, logins = state.guesses(network=network, now=now), state.logins(network=network, now=now)
     counted = state.counted(network, now)
     level = former.level if former is not None and former.until_s + FORGIVEN_S > now else 0
+    next_wait_s = rules.wait_s(sum(g.times for g in guesses) + 1, 0)
     facts: dict[str, object] = {
         "network": network,
         "trusted": trusted,
@@ -147,6 +148,7 @@ def _explain_network(network: str, context: Context, state: LimitState) -> int:
         "counted_wrong_passwords": counted,
         "ban_after": rules.ban_after,
         "next_ban_s": round(rules.ban_s(level)),
+        "next_wait_s": next_wait_s,
         "guesses": [_guesses(g) for g in guesses],
         "good_logins": [{"account": account, "last": _iso(when)} for _, account, when in logins],
     }
@@ -155,6 +157,8 @@ def _explain_network(network: str, context: Context, state: LimitState) -> int:
         return Exit.OK
     for line in _sentences(network, trusted, ban, counted, level, rules):
         print(line)
+    if not trusted and guesses:
+        print(f"The next wrong password is answered after {next_wait_s:g} s.")
     for guess in guesses:
         print(
             f"  {guess.account}: {guess.distinct} different wrong passwords, {guess.times} tries, "
@@ -180,8 +184,9 @@ def _sentences(network: str, trusted: bool, ban: Ban | None, counted: int, level
         yield "Addresses are never banned: [limits] ban_after = 0."
         return
     yield (
-        f"{counted} different wrong passwords count; with {rules.ban_after} within {_span(rules.window_s)} it is "
-        f"banned for {_span(rules.ban_s(level))}" + (f" ({level} bans before)." if level else ".")
+        f"{counted} of {rules.ban_after} different wrong passwords within {_span(rules.window_s)}; "
+        f"with the last one it is banned for {_span(rules.ban_s(level))}"
+        + (f", after {level} earlier ban{'s' if level > 1 else ''}." if level else ".")
     )
 
 

@@ -136,7 +136,7 @@ def test_bans_are_explained_lifted_and_set_by_pymxctl(server: Appliance) -> None
     told = server.ctl_json("bans", "explain", source)
     assert (told["banned"], told["counted_wrong_passwords"], told["ban_after"]) == (False, 1, 4)
     assert (
-        "1 different wrong passwords count; with 4 within 6 hours it is banned for 10 minutes"
+        "1 of 4 different wrong passwords within 6 hours; with the last one it is banned for 10 minutes."
         in server.ctl("bans", "explain", source).stdout
     )
     for i in range(3):
