@@ -205,6 +205,11 @@ def _needs_restart(old: Config, new: Config) -> list[str]:
             reloaded = section.name in ("smtp", "imap", "checks", "rspamd", "limits")
             # trusted hosts: the caps on connections keep the old ones
             reloaded = reloaded and not key.name.startswith("listen") and key.name != "trusted"
+            if section.name == "rspamd":
+                # who filters and who learns is settled at the start
+                reloaded = key.name != "controller_url" and (
+                    key.name != "url" or bool(old.rspamd.url) == bool(new.rspamd.url)
+                )
             if getattr(before, key.name) != getattr(after, key.name) and not reloaded:
                 changed.append(f"{section.encode_name}.{key.encode_name}")
     return changed

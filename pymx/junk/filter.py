@@ -54,10 +54,13 @@ class Filter:
         self._hostname = hostname.lower().encode()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="junk")
         self._notes = 0
+        self._is_closed = False
         self._complained: float | None = None
 
     async def judge(self, accounts: Sequence[str], content: Content) -> list[Opinion | None]:
         """What each account's filter thinks of one message. Never raises, and never takes long."""
+        if self._is_closed:  # a session that did not end in time is still delivering
+            return [None] * len(accounts)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_PATIENCE_S):
@@ -78,7 +81,7 @@ class Filter:
 
     def wrote_to(self, account: str, addresses: Sequence[str]) -> None:
         """The account has sent mail to these; written down soon, by the thread."""
-        if self._notes >= _MAX_NOTES:
+        if self._notes >= _MAX_NOTES or self._is_closed:
             return
         self._notes += 1
         self._thread.submit(self._note, account, [address.lower() for address in addresses]).add_done_callback(
@@ -86,6 +89,8 @@ class Filter:
         )
 
     async def close(self) -> None:
+        """Finish what the thread has to do; from now on there are no opinions."""
+        self._is_closed = True
         await asyncio.to_thread(self._thread.shutdown)
         self._notebooks.close()
 

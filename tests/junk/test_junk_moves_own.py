@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import imaplib
+import signal
 import smtplib
 import sqlite3
 import time
@@ -95,6 +96,10 @@ def test_moves_teach_and_mail_is_filed(server: Appliance) -> None:
         assert client.uid("MOVE", uid, "Kept")[0] == "OK"
         wait_for(lambda: learned(server, "alice") == (NEEDED, NEEDED + 2), timeout_s=20)
 
+    # what was learned lies beside the mail, and is nothing that should not be there
+    assert (server.directory / "vmail/example.test/alice/pymx.junk").stat().st_mode & 0o077 == 0
+    server.ctl("mailbox", "check", "alice@example.test")
+
     # another account has learned nothing
     bring(server, letter(31, spam=True), "bob@example.test")
     assert letter(31, spam=True).split("Subject: ")[1].split("\r\n")[0] in server.subjects("bob")
@@ -154,3 +159,17 @@ def test_those_written_to_are_noted(server: Appliance) -> None:
     before = server.ctl_json("junk", "stats", "alice@example.test")[0]["senders"]
     server.submit("alice", "bob@example.test", "hello")
     wait_for(lambda: server.ctl_json("junk", "stats", "alice@example.test")[0]["senders"] == before + 1, timeout_s=20)
+
+
+def test_a_reload_says_what_takes_a_restart(server: Appliance) -> None:
+    """Who filters and who learns is settled at the start."""
+    assert server.process is not None
+    server.extra["rspamd"] = 'url = "http://127.0.0.1:1"\ncontroller_url = "http://127.0.0.1:1"\ntimeout_s = 1\n'
+    server.write_config()
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "rspamd.controller_url" in server.log(), timeout_s=20)
+    assert "rspamd.url" in server.log()
+    del server.extra["rspamd"]
+    server.write_config()
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: server.log().count("event=configuration_reloaded") >= 6, timeout_s=20)

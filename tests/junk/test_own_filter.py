@@ -425,6 +425,14 @@ def test_any_message_is_judged(message: bytes) -> None:
         path.rmdir()
 
 
+async def test_a_closed_filter_has_no_opinion(home: Path) -> None:
+    """A delivery that outlives the server's rooms goes to INBOX."""
+    async with filtering(home) as own:
+        await train(own)
+    assert await asked(own, octets(50, spam=True)) is None
+    own.wrote_to(ALICE, ["a@x.test"])
+
+
 async def test_totals_are_what_pymxctl_shows(home: Path) -> None:
     async with filtering(home) as own:
         await train(own, 3)
