@@ -88,7 +88,7 @@ def _watch(interval_s: float, context: Context) -> int:
 
 
 def _last_errors(context: Context) -> list[dict[str, object]]:
-    """The last warnings and errors, newest first; none when there is no store."""
+    """The last warnings and errors but for what is only deferred, newest first; none when there is no store."""
     import logging
 
     from pymx.admin.wording import sentence
@@ -98,7 +98,7 @@ def _last_errors(context: Context) -> list[dict[str, object]]:
     store = EventStore(store_path(Path(context.config.data_dir)))
     try:
         store.open_to_read()
-        found = store.containing([], since_s=time.time() - _ERRORS_SINCE_S, level=logging.WARNING, limit=_ERRORS * 3)
+        found = store.containing([], since_s=time.time() - _ERRORS_SINCE_S, level=logging.WARNING, limit=_ERRORS * 50)
     except (StoreError, OSError):
         return []
     finally:
@@ -106,7 +106,7 @@ def _last_errors(context: Context) -> list[dict[str, object]]:
     return [
         {"at": event.at_s, "event": event.name, "queue_id": event.queue_id, "text": sentence(event)}
         for event in found
-        if event.level >= logging.WARNING
+        if event.level >= logging.WARNING and event.text("verdict") != "deferred"  # the queue has those
     ][:_ERRORS]
 
 

@@ -97,6 +97,17 @@ def _refused(event: Event) -> str:
     return " ".join(filter(None, parts)) + f": {t('reply')}" + (f"; {t('reason')}" if t("reason") else "")
 
 
+def _reasoned(event: Event) -> str:
+    t = event.text
+    who = t("rcpt_to") or t("mx") or t("account")
+    said = ", ".join(filter(None, (t("verdict"), t("reply"), t("reason"))))
+    return f"{who}: {said}" if said else who
+
+
+def _waits(event: Event) -> str:
+    return f"{event.text('rcpt_to')}: its mailbox can't take it now; a copy waits in the queue as {event.queue_id}"
+
+
 def _notified(event: Event) -> str:
     kinds = {"failed": "failure", "delayed": "delay", "delivered": "delivery", "relayed": "delivery"}
     return f"{event.text('rcpt_to')} was told of the {kinds.get(event.text('verdict'), event.text('verdict'))}"
@@ -122,5 +133,11 @@ _SENTENCES = {
     "message_refused": _refused,
     "rcpt_refused": _refused,
     "mail_refused": _refused,
+    "local_delivery_failed": _reasoned,
+    "local_delivery_gave_up": _reasoned,
+    "bounce_dropped": _reasoned,
+    "outbound_tls_failed": _reasoned,
+    "delivery_unsure": _reasoned,
+    "local_delivery_queued": _waits,
     "notification_sent": _notified,
 }

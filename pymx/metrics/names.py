@@ -51,6 +51,7 @@ METRICS: dict[str, Metric] = {
     "mta_messages_accepted": _counter("messages accepted"),
     "mta_messages_forwarded": _counter("copies of others' messages sent on to other servers"),
     "forwards_refused": _counter("messages not forwarded because they failed DMARC or are junk"),
+    "forwards_refused_in_session": _counter("forwarded messages refused by their destination while the peer waited"),
     "tls_handshakes_failed": _counter("TLS handshakes that failed"),
     "tls_handshakes_refused": _counter("connections turned away before TLS"),
     # local delivery
