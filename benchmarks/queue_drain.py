@@ -50,15 +50,17 @@ def answer_dns(port: int) -> None:
             sock.sendto(response.to_wire(), peer)
 
 
+def count(result: str) -> int:
+    return int(metrics.snapshot().counters.get(f"queue_{result}", 0))
+
+
 async def drain(directory: Path, messages: int, domains: int, sink: int, name_server: int) -> dict[str, object]:
     route = [Route(domain="*", host="127.0.0.1", port=sink, tls="none")] if domains == 1 else []
     outbound = Outbound(route=route, port=sink, allow_private=True, max_queue_messages=messages + 1000)
     async with opened(directory / "drain", outbound, UnsyncedDisk()) as queue:
         queue.wake = lambda: None
         for start in range(0, messages, 1000):
-            await queue.enqueue(
-                [copy(n, f"d{n % domains}.test") for n in range(start, min(start + 1000, messages))]
-            )
+            await queue.enqueue([copy(n, f"d{n % domains}.test") for n in range(start, min(start + 1000, messages))])
     deliver = Deliver(Resolver(Dns(nameservers=[f"127.0.0.1:{name_server}"])), outbound, "mx.example.test")
     started, cpu = time.monotonic(), time.process_time()
     first = 0.0
@@ -66,7 +68,7 @@ async def drain(directory: Path, messages: int, domains: int, sink: int, name_se
         manager = Manager(queue, deliver.attempt, told, told, find_place=deliver.place)
         async with asyncio.TaskGroup() as group:
             group.create_task(manager.run())
-            while (done := metrics.snapshot().counters.get("queue_delivered", 0)) < messages:
+            while (done := count("delivered")) + count("deferred") < messages:
                 first = first or (time.monotonic() - started if done else 0.0)
                 await asyncio.sleep(0.01)
             manager.stop()
@@ -76,6 +78,7 @@ async def drain(directory: Path, messages: int, domains: int, sink: int, name_se
         "what": "drain",
         "messages": messages,
         "domains": domains,
+        "deferred": count("deferred"),
         "drained_per_s": round(messages / took),
         "seconds": round(took, 1),
         "first_after_s": round(first, 2),

@@ -258,10 +258,11 @@ class Pace:
         self.reason = reason
 
     def forgive(self) -> None:
-        """An administrator wants it tried now: no pause, one connection to find out."""
+        """An administrator wants it tried now: no pause, no rate but the set ones, one connection to find out."""
         if self.paused_until:
             self.connections = 1.0
-        self.paused_until = 0.0
+        self.paused_until = self._slowed_at = 0.0
+        self._learned = None
         self._postponed_until = 0.0
 
     # -- over a restart ---------------------------------------------------------------------------------------------

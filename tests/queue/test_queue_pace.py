@@ -202,3 +202,7 @@ def test_forgiveness_lets_one_try_start() -> None:
         run_round(subject, NOON, DOWN)
     subject.forgive()
     assert len(run_round(subject, NOON)) == 1
+    assert run_round(subject, NOON + 1, SLOW)[0] is Change.SLOWED
+    subject.forgive()
+    assert [len(run_round(subject, NOON + n)) for n in (2, 3)] == [1, 2]
+    assert run_round(subject, NOON + 4, SLOW)[0] is Change.SLOWED

@@ -203,8 +203,8 @@ def most_within(times: list[float], span_s: float) -> int:
 @pytest.mark.parametrize(
     ("messages", "domains", "fresh_percent"),
     [
-        (10_000, 600, 50),
-        (10_000, 600, 0),
+        (6_000, 400, 50),
+        (6_000, 400, 0),
         pytest.param(100_000, 2000, 50, marks=[pytest.mark.soak, pytest.mark.timeout(900)]),
         pytest.param(100_000, 2000, 0, marks=[pytest.mark.soak, pytest.mark.timeout(900)]),
     ],

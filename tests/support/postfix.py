@@ -77,7 +77,7 @@ postlog    unix-dgram n - n - 1 postlogd
 class PolicyService:
     """Answers Postfix's questions by the recipient's local part.
 
-    no, later, busy: 5xx, 4xx, 421 (Postfix hangs up after it); grey: 4xx the first time; slow: yes after two seconds;
+    no, later, busy: 5xx, 4xx, 421 (Postfix hangs up after it); grey: 4xx the first time; slow: yes after a second;
     stall: never; everything else: yes.
     """
 
@@ -133,7 +133,7 @@ class PolicyService:
         recipient = facts.get("recipient", "")
         name = recipient.partition("@")[0]
         if name == "slow":
-            self._stopped.wait(2)
+            self._stopped.wait(1)
         elif name == "stall":
             self._stopped.wait(60)
         elif name == "grey" and recipient not in self._seen:
