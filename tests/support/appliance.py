@@ -73,7 +73,8 @@ class Appliance:
             "mail": f'root = "{self.directory}/vmail"\n',
             "accounts": f'postmaster = "alice@{self.domain}"\nbcrypt_cost = 4\n',
             "tls": f'certificate = "{self.directory}/tls/cert.pem"\nprivate_key = "{self.directory}/tls/key.pem"\n',
-            "smtp": f'listen = ["127.0.0.1:{p["smtp"]}"]\nmax_connections_per_ip = 400\ngreeting_wait_ms = {self.greeting_wait_ms}\n',
+            "smtp": f'listen = ["127.0.0.1:{p["smtp"]}"]\nmax_connections_per_ip = 400\n'
+            f"greeting_wait_ms = {self.greeting_wait_ms}\n",
             "submission": f'listen_tls = ["127.0.0.1:{p["submissions"]}"]\n'
             f'listen_starttls = ["127.0.0.1:{p["submission"]}"]\n',
             "imap": f'listen_tls = ["127.0.0.1:{p["imaps"]}"]\nlisten_starttls = ["127.0.0.1:{p["imap"]}"]\n'
