@@ -23,6 +23,10 @@ from support.appliance import Appliance
 from support.dnssec import ValidatingResolver
 from support.wait import wait_for
 
+from pymx.accounts import passwords
+from pymx.accounts.registry import Registry
+from pymx.config.model import Database
+
 WAIT_S = 30
 
 
@@ -70,7 +74,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         dns.zone("plain.test", "@ MX 10 mx\nmx A 127.0.0.1", signed=False)
         dns.start()
         for server, user in ((first, "alice"), (second, "bob")):
-            server.populate((user,))
+            registry = Registry(Database(url=server.database_url))
+            registry.add_domain(server.domain)
+            registry.add_user(server.address(user), passwords.make("secret", 4))
+            registry.close()
             stack.callback(server.stop)
             server.start()
         yield Pair(first, second)
