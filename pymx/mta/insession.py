@@ -2,14 +2,15 @@
 
 A message for an alias that leads to one address elsewhere, and to no mailbox here, is in the queue, durable, like any
 other. But the session waits a little (`[forwarding] in_session_s`) for the first attempt before it answers. If the next
-server refuses for good within that time, the runner asks who is waiting; the session takes it upon itself, answers 550,
-and the runner tells nobody else. Whatever else happens, the answer is 250.
+server refuses for good within that time, the runner asks the session; if that still waits, it takes it upon itself,
+answers 550, and the runner tells nobody else. Whatever else happens, the answer is 250.
 
 Session and runner may be different processes, and what they tell each other may get lost: then the sender hears it
 twice, by the 550 and by a notification, never not at all. A session that has taken it and dies leaves a sender without
 an answer, who sends the message again.
 
-Notices: `forward failed ID STATUS` and `forward settled ID` from the runner, `forward taken ID` from a session.
+Notices from a session: `forward waits ID`, `forward taken ID`; from the runner: `forward failed ID STATUS`, `forward
+settled ID`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from pymx import log, metrics
-from pymx.mail.envelope import Listener
 from pymx.queue.item import Attempt, Outcome, QueueId, Report, Result
 
 NOTICE = "forward"
-_MAX_TAKEN = 10_000
+_MAX_REMEMBERED = 10_000  # messages, of each kind
 
 _log = log.get("mta")
 
@@ -56,12 +56,18 @@ class InSession:
         self._tell = tell
         self._waiting: dict[str, Waiting] = {}
         self._asked: dict[str, asyncio.Future[None]] = {}
+        self._awaited: dict[str, None] = {}  # by sessions, as far as the runner has heard
         self._taken: dict[str, None] = {}
+        self._is_runner = False
 
     def heard(self, notice: str) -> None:
         """A notice without its first word."""
         what, _, rest = notice.partition(" ")
         queue_id, _, status = rest.partition(" ")
+        if what == "waits":
+            if self._is_runner:
+                _remember(self._awaited, queue_id)
+            return
         if what == "taken":
             asked = self._asked.get(queue_id)
             if asked is not None and not asked.done():
@@ -82,6 +88,7 @@ class InSession:
     def expect(self, queue_id: QueueId) -> Iterator[Waiting]:
         """Begin to listen before the message is in the queue."""
         waiting = self._waiting[queue_id] = Waiting(self._seconds)
+        self._tell(f"{NOTICE} waits {queue_id}")
         try:
             yield waiting
         finally:
@@ -90,15 +97,19 @@ class InSession:
     # --- the runner's end -------------------------------------------------------------------------------------------
 
     def watched(self, attempt: Try) -> Try:
-        """`attempt`, with its result told to the session that waits for it."""
+        """`attempt`, with its result told to the session that waits for it. This process is the runner's then."""
+        self._is_runner = True
 
         async def run(one: Attempt) -> list[Outcome]:
             outcomes = await attempt(one)
-            if self._may_be_awaited(one):
-                if outcomes[0].result is Result.FAILED:
-                    await self._ask(one.queue_id, outcomes[0].status)
-                else:
-                    self._tell(f"{NOTICE} settled {one.queue_id}")
+            if one.queue_id in self._awaited:
+                del self._awaited[one.queue_id]
+                # a message that had to wait for its first attempt was answered long ago
+                if time.time() - one.arrived_s < self._seconds + self._answer_s:
+                    if [outcome.result for outcome in outcomes] == [Result.FAILED]:
+                        await self._ask(one.queue_id, outcomes[0].status)
+                    else:
+                        self._tell(f"{NOTICE} settled {one.queue_id}")
             return outcomes
 
         return run
@@ -118,17 +129,6 @@ class InSession:
             )
         return True
 
-    def _may_be_awaited(self, attempt: Attempt) -> bool:
-        envelope = attempt.envelope
-        return (
-            attempt.number == 1
-            and not attempt.local
-            and len(envelope.recipients) == 1
-            and "NEVER" not in envelope.recipients[0].notify
-            and envelope.origin.listener is Listener.SMTP
-            and 0 <= time.time() - attempt.arrived_s < self._seconds + self._answer_s
-        )
-
     async def _ask(self, queue_id: QueueId, status: str) -> None:
         asked = self._asked[queue_id] = asyncio.get_running_loop().create_future()
         try:
@@ -137,6 +137,11 @@ class InSession:
         finally:
             del self._asked[queue_id]
         if asked.done():
-            self._taken[queue_id] = None
-            while len(self._taken) > _MAX_TAKEN:
-                del self._taken[next(iter(self._taken))]
+            _remember(self._taken, queue_id)
+
+
+def _remember(where: dict[str, None], queue_id: str) -> None:
+    """Keep it; when that are too many, the oldest goes."""
+    where[queue_id] = None
+    while len(where) > _MAX_REMEMBERED:
+        del where[next(iter(where))]

@@ -10,7 +10,7 @@ import pytest
 from support.wait import wait_until
 
 from pymx.mail.address import Address, parse_address
-from pymx.mail.envelope import Envelope, Listener, Origin, Recipient
+from pymx.mail.envelope import Envelope, Origin, Recipient
 from pymx.mta.insession import InSession
 from pymx.queue.item import Attempt, Outcome, QueueId, Report, Result
 from pymx.spool import Content
@@ -31,6 +31,12 @@ class Processes:
     def __post_init__(self) -> None:
         self.session = InSession(self.seconds, self.tell, answer_s=self.answer_s)
         self.runner = InSession(self.seconds, self.tell, answer_s=self.answer_s)
+        self.result = Result.DELIVERED
+        self.attempt = self.runner.watched(self.deliver)
+        self.session.heard("waits Q0")  # sessions hear each other too
+
+    async def deliver(self, one: Attempt) -> list[Outcome]:
+        return outcomes(one, self.result)
 
     def tell(self, notice: str) -> None:
         self.said.append(notice)
@@ -39,12 +45,9 @@ class Processes:
                 process.heard(notice.partition(" ")[2])
 
 
-def attempt(
-    *, number: int = 1, notify: str = "", to: int = 1, listener: Listener = Listener.SMTP, age_s: float = 0.0
-) -> Attempt:
-    recipient = Recipient(parse_address("y@far.test"), frozenset({notify} - {""}))
-    envelope = Envelope(Address("x", "remote.test"), (recipient,) * to, Origin(listener))
-    return Attempt(ID, "far.test", envelope, MESSAGE, False, number, time.time() - age_s)
+def attempt(*, to: int = 1, age_s: float = 0.0) -> Attempt:
+    envelope = Envelope(Address("x", "remote.test"), (Recipient(parse_address("y@far.test")),) * to, Origin())
+    return Attempt(ID, "far.test", envelope, MESSAGE, False, 1, time.time() - age_s)
 
 
 def outcomes(one: Attempt, result: Result) -> list[Outcome]:
@@ -56,10 +59,8 @@ async def tried(processes: Processes, result: Result, one: Attempt | None = None
     """The runner's attempt; whether a session has told the sender."""
     one = one or attempt()
 
-    async def run(_one: Attempt) -> list[Outcome]:
-        return outcomes(one, result)
-
-    found = await processes.runner.watched(run)(one)
+    processes.result = result
+    found = await processes.attempt(one)
     assert found == outcomes(one, result)
     report = Report(ID, one.envelope, MESSAGE, False, one.arrived_s, tuple(found), 0.0)
     told = processes.runner.was_taken(report)
@@ -97,7 +98,7 @@ async def test_a_session_that_waits_no_more_takes_nothing() -> None:
         assert await waiting.status() == ""
         processes.session.heard(f"failed {ID} 5.7.1")
     processes.session.heard(f"failed {ID} 5.7.1")
-    assert processes.said == []
+    assert processes.said == [f"forward waits {ID}"]
 
 
 async def test_a_lost_question_is_a_250_and_a_notification() -> None:
@@ -114,21 +115,34 @@ async def test_a_lost_answer_is_told_twice_never_not_at_all() -> None:
     assert (status, told) == ("5.7.1", False)
 
 
-@pytest.mark.parametrize(
-    "one",
-    [
-        attempt(number=2),
-        attempt(notify="NEVER"),
-        attempt(to=2),
-        attempt(listener=Listener.SUBMISSION),
-        attempt(listener=Listener.LOCAL),
-        attempt(age_s=600),
-    ],
-)
-async def test_nobody_is_asked_where_nobody_can_wait(one: Attempt) -> None:
+async def test_nobody_is_asked_when_nobody_has_said_that_he_waits() -> None:
+    """The runner does not lose time over messages that were answered at once."""
     processes = Processes()
-    assert not await tried(processes, Result.FAILED, one)
+    assert not await tried(processes, Result.FAILED)
     assert processes.said == []
+
+
+async def test_a_lost_word_of_waiting_is_a_250_and_a_notification() -> None:
+    processes = Processes(seconds=0.1, lost={"waits"})
+    with processes.session.expect(ID) as waiting:
+        status, told = await asyncio.gather(waiting.status(), tried(processes, Result.FAILED))
+    assert (status, told) == ("", False)
+
+
+@pytest.mark.parametrize("one", [attempt(age_s=600), attempt(to=2)])
+async def test_nobody_is_asked_about_an_old_message_or_several_recipients(one: Attempt) -> None:
+    processes = Processes(seconds=0.1)
+    with processes.session.expect(ID) as waiting:
+        assert not await tried(processes, Result.FAILED, one)
+        assert await waiting.status() == ""
+    assert f"forward failed {ID} 5.7.1" not in processes.said
+
+
+async def test_only_the_first_attempt_is_waited_for() -> None:
+    processes = Processes()
+    with processes.session.expect(ID):
+        assert not await tried(processes, Result.DEFERRED)
+        assert not await tried(processes, Result.FAILED)
 
 
 async def test_a_refusal_is_taken_once_whoever_asks() -> None:
@@ -138,7 +152,7 @@ async def test_a_refusal_is_taken_once_whoever_asks() -> None:
         processes.session.heard(f"failed {ID} 5.7.1")
         processes.session.heard(f"failed {ID} 5.1.1")
         assert await waiting.status() == "5.7.1"
-    assert processes.said == [f"forward taken {ID}"]
+    assert processes.said == [f"forward waits {ID}", f"forward taken {ID}"]
     processes.session.heard("nonsense")
     processes.session.heard("")
     await wait_until(lambda: waiting.refusal.done())
