@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,6 +166,19 @@ async def test_pulse_beats_and_shares(tmp_path: Path) -> None:
     assert measured
     assert snapshot.numbers.gauges['memory_octets{process="runner"}'] > 1_000_000
     assert snapshot.numbers.counters["cpu_seconds"] > 0
+
+
+async def test_heart_beats_while_a_measure_is_stuck(tmp_path: Path) -> None:
+    """A locked database or a dead disk is no reason to be killed for hanging."""
+    beats: list[float] = []
+    go_on = threading.Event()
+    pulse = Pulse(
+        Share(tmp_path, "runner", "run"), lambda: beats.append(time.monotonic()), [lambda: go_on.wait(60) and None]
+    )
+    pulse.start()
+    await wait_until(lambda: len(beats) >= 3 and read_all(tmp_path), what="three beats, and shared numbers")
+    go_on.set()
+    await pulse.close()
 
 
 def counted(package: Path) -> set[str]:
