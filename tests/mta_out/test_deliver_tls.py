@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import datetime as dt
 import inspect
 import ssl
 from collections.abc import Awaitable, Callable
@@ -10,6 +12,10 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
 from delivery_samples import (
     DEFERRED,
     FAILED,
@@ -101,6 +107,50 @@ async def test_an_old_tls_version_falls_back_to_plain(
     dns_server.zone("far.test", "@ MX 10 mx\nmx A 127.0.0.1")
     (outcome,) = await deliver_to(settings(remote.port)).attempt(attempt("a@far.test"))
     assert (outcome.result, outcome.tls) == (OK, "")
+
+
+@on_both_loops
+async def test_short_keys_are_better_than_plain_text(
+    tmp_path: Path, scripted_remote: Start, dns_server: DnsServer, deliver_to: DeliverTo
+) -> None:
+    """RFC 7435: an old server's 1024-bit Diffie-Hellman group keeps out who only listens."""
+    remote = scripted_remote(tls=old_server(tmp_path))
+    dns_server.zone("far.test", "@ MX 10 mx\nmx A 127.0.0.1")
+    (outcome,) = await deliver_to(settings(remote.port)).attempt(attempt("a@far.test"))
+    assert (outcome.result, outcome.tls.startswith("TLSv1.2 DHE-RSA")) == (OK, True)
+
+
+OAKLEY_2 = (  # RFC 2409 s. 6.2
+    "FFFFFFFFFFFFFFFFC90FDAA22168C234C4C6628B80DC1CD129024E088A67CC74020BBEA63B139B22514A08798E3404DD"
+    "EF9519B3CD3A431B302B0A6DF25F14374FE1356D6D51C245E485B576625E7EC6F44C42E9A637ED6B0BFF5CB6F406B7ED"
+    "EE386BFB5A899FA5AE9F24117C4B1FE649286651ECE65381FFFFFFFFFFFFFFFF"
+)
+DH_PARAMETERS = bytes.fromhex("308187" + "02818100" + OAKLEY_2 + "020102")  # SEQUENCE of prime and generator
+
+
+def old_server(directory: Path) -> ssl.SSLContext:
+    """TLS 1.2, ephemeral Diffie-Hellman in a small group and nothing else."""
+    key = rsa.generate_private_key(65537, 2048)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "old")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+        .not_valid_before(now).not_valid_after(now + dt.timedelta(days=1)).sign(key, hashes.SHA256())
+    )  # fmt: skip
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    pem, parameters = directory / "old.pem", directory / "old-dh.pem"
+    pem.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
+    parameters.write_text(
+        f"-----BEGIN DH PARAMETERS-----\n{base64.encodebytes(DH_PARAMETERS).decode()}-----END DH PARAMETERS-----\n"
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("DHE:@SECLEVEL=0")
+    context.load_cert_chain(pem)
+    context.load_dh_params(parameters)
+    return context
 
 
 @on_both_loops
