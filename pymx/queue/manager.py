@@ -44,6 +44,7 @@ _MAX_UNRECORDED = 1000
 _LOOKUPS = 20  # of places, at the same time
 _SAVE_EVERY_S = 5.0
 _POSTPONED_AT_ONCE = 200  # then others get a turn
+_CONCLUDING = 50  # messages told of or given up without an attempt, at the same time
 
 _log = log.get("queue")
 
@@ -76,6 +77,7 @@ class Manager:
         self._limits = Limits(self._outbound.max_per_destination, self._outbound.max_messages_per_connection)
         self._window = self._empty_window({})
         self._active = 0
+        self._concluding = 0
         self._busy: set[tuple[str, str]] = set()
         self._after_id = 0
         self._after_due = (0.0, 0)
@@ -186,7 +188,8 @@ class Manager:
 
     def _wait_s(self) -> float:
         """How long to do nothing, if nobody calls: until something may start because of the time, or for a look."""
-        if self._active >= self._outbound.max_deliveries or len(self._ends) > _MAX_UNRECORDED:
+        full = self._active >= self._outbound.max_deliveries or self._concluding >= _CONCLUDING
+        if full or len(self._ends) > _MAX_UNRECORDED:
             return _POLL_S
         return min(_POLL_S, max(0.01, self._window.next_timer() - time.time()))
 
@@ -283,7 +286,7 @@ class Manager:
     def _next(self, after: Start | None) -> Start | None:
         """What to try now; what can't be tried for a while is put back on the way."""
         for _ in range(_POSTPONED_AT_ONCE):
-            if len(self._ends) > _MAX_UNRECORDED:
+            if len(self._ends) > _MAX_UNRECORDED or self._concluding >= _CONCLUDING:
                 return None
             found = self._window.next(time.time(), after)
             if not isinstance(found, Postpone):
@@ -297,6 +300,7 @@ class Manager:
         late = notice_is_due(self._outbound, item.arrived_s, now, told=item.told)
         if late or has_expired(self._outbound, item.arrived_s, now):
             assert self._group is not None
+            self._concluding += 1
             self._group.create_task(self._conclude_postponed(postponed))
             return
         next_s = min(postponed.until_s, max(now, expires_at(self._outbound, item.arrived_s)))
@@ -305,11 +309,18 @@ class Manager:
     async def _conclude_postponed(self, postponed: Postpone) -> None:
         """Without an attempt, the message's time is over, or its sender has to be told that it is late."""
         item = postponed.item
-        message = await self._load(item)
-        if message is not None:
-            attempt = _attempt(item, message, None)
-            outcomes = _all_deferred(attempt.envelope, f"4.4.1 Not tried now: {postponed.reason}")
-            await self._conclude(item, message, attempt, outcomes, next_s=postponed.until_s)
+        try:
+            message = await self._load(item)
+            if message is not None:
+                attempt = _attempt(item, message, None)
+                outcomes = _all_deferred(attempt.envelope, f"4.4.1 Not tried now: {postponed.reason}")
+                await self._conclude(item, message, attempt, outcomes, next_s=postponed.until_s)
+        except Exception as e:  # as in _work
+            _log.exception("delivery_crashed", queue_id=item.queue_id, error=str(e))
+            self._end(item, time.time(), [], retry=True)
+        finally:
+            self._concluding -= 1
+        self._start_workers()
 
     async def _work(self, start: Start | None) -> None:
         """One slot: one attempt after the other."""

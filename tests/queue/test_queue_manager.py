@@ -101,7 +101,7 @@ async def test_a_deferred_message_waits_for_its_time_and_remembers_why(
     async with opened(tmp_path / "queue") as queue, running(queue, remote):
         message = copy("bob@slow.test", "eve@fast.test")
         await queue.enqueue([message])
-        await wait_until(lambda: browse.lines(state(), EVERYTHING)[0].state == "deferred")
+        await wait_until(lambda: [x.state for x in browse.lines(state(), EVERYTHING)] == ["deferred"])
         (line,) = browse.lines(state(), EVERYTHING)
         assert (line.recipients, line.attempts, line.reason) == (("bob@slow.test",), 1, "450 4.0.0 later")
         assert 0.8 * 300 - 5 < line.next_s - time.time() < 1.2 * 300
