@@ -6,6 +6,7 @@ most once a minute; a damaged one is moved aside and begun anew. Old events are 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -15,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from pymx import log, metrics
-from pymx.events.event import Row, unpack
+from pymx.events.event import Row, pack, unpack
 from pymx.events.store import EventStore, StoreDamaged, StoreError
 
 GATHER_S = 0.3
@@ -57,6 +58,9 @@ class Recorder:
     def close(self) -> None:
         """Write what has arrived, and end."""
         self._stop.set()
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as waker:
+            waker.setblocking(False)
+            waker.sendto(pack([]), str(self._path))  # if it is full, the thread is awake anyway
         self._thread.join(10)
         self._socket.close()
         self._path.unlink(missing_ok=True)
