@@ -152,7 +152,6 @@ class Imap(Struct, forbid_unknown_fields=True, frozen=True):
     ] = 1860
     max_line_octets: Annotated[Positive, _doc("length of a command without its literals")] = 65_536
     max_errors: Annotated[Positive, _doc("bad commands in a row, or failed logins, then BYE")] = 20
-
     max_login_octets: Annotated[Positive, _doc("length of a command, and of what waits behind it, before login")] = (
         32_768
     )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from pymx.ms import arrive, letters, names
 from pymx.ms.box import Box, Hold
-from pymx.ms.errors import LimitReached
+from pymx.ms.errors import LimitReached, Unavailable
 from pymx.ms.flagging import HOLD_MESSAGES
 from pymx.ms.index import ARRIVED
 from pymx.ms.keys import copy as copy_keys
@@ -25,8 +25,15 @@ from pymx.ms.uidlist import MAX_UID, Record
 _COLUMNS = "id & 4294967295, modseq, flags, keywords, octets, internaldate, in_new, name, guid"
 
 
+_TRIES = 20
+
+
 class _NeedsCopy(Exception):
     """The file system does not link these."""
+
+
+class _Moved(Exception):
+    """A file is no longer where it was looked up."""
 
 
 def copy(source: Box, target: Box, uids: Sequence[int]) -> tuple[list[int], list[int], tuple[int, int]]:
@@ -36,31 +43,47 @@ def copy(source: Box, target: Box, uids: Sequence[int]) -> tuple[list[int], list
     directories: set[bytes] = set()
     state = (0, 0)
     for start in range(0, len(uids), HOLD_MESSAGES):
-        part = uids[start : start + HOLD_MESSAGES]
-        with source.home.index.snapshot() as db:
-            row = source.row(db)
-            if row is None:
-                break
-            found = select(db, row.low, part, columns=_COLUMNS)
-            known = letters.keyword_names(db, row)
-            low = row.low
-        there, paths = _located(source, found)
-        if not there:
-            continue
-        try:
-            made, state = _place(target, there, paths, known, low, directories)
-        except _NeedsCopy:
-            copies = [_duplicate(target, path) for path in paths]
+        for _ in range(_TRIES):
             try:
-                made, state = _place(target, there, copies, known, low, directories)
-            finally:
-                for path in copies:
-                    target.home.disk.unlink(path)
-        old += [row[0] for row in there]
+                copied, made, placed = _copy_part(source, target, uids[start : start + HOLD_MESSAGES], directories)
+            except _Moved:
+                continue  # somebody changed flags or expunged just now: look again
+            break
+        else:
+            raise Unavailable("Mailbox is busy", reason="messages were renamed again and again while they were copied")
+        old += copied
         new += made
+        state = placed or state
     for directory in sorted(directories):
         target.home.disk.sync_directory(directory)
     return old, new, state
+
+
+def _copy_part(
+    source: Box, target: Box, uids: Sequence[int], directories: set[bytes]
+) -> tuple[list[int], list[int], tuple[int, int] | None]:
+    """As `copy`, in one hold, all or none. Raises _Moved."""
+    with source.home.index.snapshot() as db:
+        row = source.row(db)
+        if row is None:
+            return [], [], None
+        found = select(db, row.low, uids, columns=_COLUMNS)
+        known = letters.keyword_names(db, row)
+        low = row.low
+    there, paths = _located(source, found)
+    if not there:
+        return [], [], None
+    try:
+        made, state = _place(target, there, paths, known, low, directories)
+    except _NeedsCopy:
+        copies: list[bytes] = []
+        try:
+            copies += (_duplicate(target, path) for path in paths)
+            made, state = _place(target, there, copies, known, low, directories)
+        finally:
+            for path in copies:
+                target.home.disk.unlink(path)
+    return [row[0] for row in there], made, state
 
 
 def _located(source: Box, found: list[MessageRow]) -> tuple[list[MessageRow], list[bytes]]:
@@ -96,7 +119,7 @@ def _place(
             old_base = names.base_of(message[7])
             octets = names.disk_octets(message[7])
             if octets is None:
-                octets = os.stat(paths[n]).st_size
+                octets = _size(paths[n])
             base = names.new_base(target.home.host, octets, message[4])
             guid = message[8].encode() if message[8] else old_base
             records.append((first + n, b" G" + guid if b" " not in guid else b"", base))
@@ -130,6 +153,13 @@ def _place(
         return uids, (state.st_ino, state.st_size)
 
 
+def _size(path: bytes) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError as error:
+        raise _Moved from error
+
+
 def _translated(hold: Hold, found: list[MessageRow], known: list[str]) -> dict[int, int]:
     """The source's keyword bits as the target's."""
     out = {0: 0}
@@ -145,6 +175,8 @@ def _link(hold: Hold, source: bytes, target: bytes) -> None:
     except OSError as error:
         if error.errno in (errno.EXDEV, errno.EMLINK, errno.EPERM):
             raise _NeedsCopy from error
+        if error.errno == errno.ENOENT:
+            raise _Moved from error
         raise
     hold.undo.append(target)
 
@@ -152,7 +184,10 @@ def _link(hold: Hold, source: bytes, target: bytes) -> None:
 def _duplicate(target: Box, path: bytes) -> bytes:
     """A synced copy of the file in the target's `tmp/`."""
     disk = target.home.disk
-    size = os.stat(path)
+    try:
+        size = os.stat(path)
+    except FileNotFoundError as error:
+        raise _Moved from error
     copy_path = os.path.join(target.tmp, names.new_base(target.home.host, size.st_size, wire_size(path)))
     fd = disk.create(copy_path, target.home.mode)
     try:

@@ -99,5 +99,8 @@ def opened(box: Box, claim: Callable[[Box], int] | None) -> Opened:
             raise NoSuchMailbox("Mailbox does not exist")
         uids = box.views.full(db, fresh)
         keywords = letters.keyword_names(db, fresh)
+    if claim is not None and fresh.first_recent < fresh.uidnext:  # one came in between
+        claimed = claim(box)
+        first_recent = first_recent if claimed == fresh.first_recent else claimed
     box.tell(fresh.uidlist_ino, fresh.uidlist_size)
     return Opened(fresh, uids, first_recent, keywords)

@@ -152,18 +152,19 @@ class Mailbox:
     async def refresh(self, *, expunge: bool = True) -> Changes:
         """Move the view to now. Without `expunge` the messages that are gone stay in it for a later call."""
         changes, view_now = await self._run(lambda _: self._refresh(expunge))
-        self.uids, self.uidnext, self.highestmodseq, self.keywords, self._held_back = view_now
+        self.uids, self.uidnext, self.highestmodseq, self.keywords, self._held_back, self.first_recent = view_now
         return changes
 
-    def _refresh(self, expunge: bool) -> tuple[Changes, tuple[array[int], int, int, list[str], bool]]:
+    def _refresh(self, expunge: bool) -> tuple[Changes, tuple[array[int], int, int, list[str], bool, int]]:
         box, since = self._box, self.highestmodseq
         row = delivering.told_row(box)
         if row.id != self._id or row.uidvalidity != self.uidvalidity:
             raise NoSuchMailbox("Mailbox was replaced by another one")
         if not self._held_back and row.highestmodseq == since and row.uidnext == self.uidnext:
-            return Changes([], 0, [], False), (self.uids, self.uidnext, since, self.keywords, False)
+            return Changes([], 0, [], False), (self.uids, self.uidnext, since, self.keywords, False, self.first_recent)
+        ours = row.first_recent  # from here on new messages are this session's, if it is one that may claim them
         if not self.read_only and row.first_recent < row.uidnext:
-            flagging.claim_new(box)
+            ours = flagging.claim_new(box)
         with box.home.index.snapshot() as db:
             fresh = box.row(db)
             if fresh is None:
@@ -173,6 +174,8 @@ class Mailbox:
             arrived = view.arrived_since(db, fresh, self.uids, self.uidnext)
             flagged = self._flagged(rows.changed(db, fresh.id, self._low, since, FLAGGED), since)
             keywords = letters.keyword_names(db, fresh)
+        if not self.read_only and fresh.first_recent < fresh.uidnext:
+            flagging.claim_new(box)  # one came in between
         box.tell(fresh.uidlist_ino, fresh.uidlist_size)
         uids = view.without(self.uids, gone) if expunge else self.uids
         if arrived:
@@ -182,7 +185,10 @@ class Mailbox:
         known = keywords != self.keywords
         changes = Changes([p + 1 for p in reversed(gone)] if expunge else [], len(arrived), flagged, known)
         held_back = bool(gone) and not expunge
-        return changes, (uids, fresh.uidnext, fresh.highestmodseq, keywords, held_back)
+        # RFC 3501 s. 2.3.2: \Recent in one session only. Recent ones are the end of the view, so if others were told
+        # of some that came since, those before them are no news any more either.
+        first_recent = max(self.first_recent, ours) if arrived and arrived[0] < ours else self.first_recent
+        return changes, (uids, fresh.uidnext, fresh.highestmodseq, keywords, held_back, first_recent)
 
     def _flagged(self, found: list[MessageRow], since: int) -> list[MessageRow]:
         """Changed rows the session has not been told by its own STORE, and that are in its view."""

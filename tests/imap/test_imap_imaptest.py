@@ -89,3 +89,22 @@ async def test_background_fetches_are_put_off_while_much_runs(rig: Rig) -> None:
     assert rig.imap.running_commands == 0
     async with asyncio.timeout(10):
         await client.close()
+
+
+async def test_message_is_recent_in_one_session_only(rig: Rig) -> None:
+    """RFC 3501 s. 2.3.2: the first that is told of it, also if another was there before."""
+    await rig.deliver(MESSAGE)
+    one = await rig.select()
+    assert b"\\Recent" in (await one.ok("FETCH 1 FLAGS"))[0]
+    await rig.deliver(MESSAGE)
+    two = await rig.select()
+    assert b"\\Recent" in (await two.ok("FETCH 2 FLAGS"))[0]
+    assert b"* 0 RECENT" in await one.ok("NOOP")
+    assert b"\\Recent" not in (await one.ok("FETCH 2 FLAGS"))[0]
+    await rig.deliver(MESSAGE)
+    assert b"* 1 RECENT" in await one.ok("NOOP")
+    assert b"\\Recent" in (await one.ok("FETCH 3 FLAGS"))[0]
+    await two.ok("NOOP")
+    assert b"\\Recent" not in (await two.ok("FETCH 3 FLAGS"))[0]
+    await one.close()
+    await two.close()
