@@ -88,12 +88,8 @@ def _attempt(event: Event) -> str:
 
 def _refused(event: Event) -> str:
     t = event.text
-    parts = [
-        {"rcpt_refused": "recipient", "mail_refused": "sender"}.get(event.name, "message"),
-        t("rcpt_to"),
-        f"from {t('mail_from')}" if t("mail_from") else "",
-        f"by {t('peer_ip')} ({t('helo')})",
-    ]
+    what = {"rcpt_refused": "recipient", "mail_refused": "sender", "message_refused": "message to"}[event.name]
+    parts = [what, t("rcpt_to"), f"from {t('mail_from')}" if t("mail_from") else "", f"by {t('peer_ip')} ({t('helo')})"]
     return " ".join(filter(None, parts)) + f": {t('reply')}" + (f"; {t('reason')}" if t("reason") else "")
 
 

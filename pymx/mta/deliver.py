@@ -215,7 +215,11 @@ class _Run:
                 if judge(e.phase, e.what, tls_optional=optional).action is Action.PLAIN:
                     metrics.add("outbound_tls_failed")
                     _log.warning(
-                        "outbound_tls_failed", mx=host.name, peer_ip=host.address, reason=e.detail or str(e.what)
+                        "outbound_tls_failed",
+                        queue_id=self._attempt.queue_id,
+                        mx=host.name,
+                        peer_ip=host.address,
+                        reason=e.detail or str(e.what),
                     )
                     continue
                 self._note_broken(_unsafe(e, demand), host, "")

@@ -68,7 +68,7 @@ async def bdat(session: Session, argument: str) -> Reply | None:
 def _need_recipients(session: Session) -> None:
     if session.transaction is None:
         raise SmtpError(reply.BAD_SEQUENCE.with_text("MAIL comes first"))
-    if not session.accepted:
+    if not session.rcpt_to:
         raise SmtpError(reply.NO_RECIPIENTS_LMTP if session.engine.lmtp else reply.NO_VALID_RECIPIENTS)
 
 
@@ -109,7 +109,7 @@ async def _read_chunk(session: Session, size: int) -> None:
 
 async def _hand_over(session: Session, intake: Intake, *, complete_line: bool) -> None:
     """Give the message to the transaction and say what came of it; the transaction is over either way."""
-    transaction, accepted = session.transaction, session.accepted
+    transaction, rcpt_to = session.transaction, session.rcpt_to
     assert transaction is not None
     session.reset()
     lmtp = session.engine.listener is Listener.LMTP
@@ -117,13 +117,13 @@ async def _hand_over(session: Session, intake: Intake, *, complete_line: bool) -
         content = intake.finish(complete_line=complete_line)
         replies = await transaction.data_per_recipient(content) if lmtp else [await transaction.data(content)]
     except SmtpError as error:
-        for _ in range(accepted - 1 if lmtp else 0):
+        for _ in range(len(rcpt_to) - 1 if lmtp else 0):
             session.say(error.reply)
-        session.refuse(error, _REFUSED, mail_from=session.mail_from)
+        session.refuse(error, _REFUSED, mail_from=session.mail_from, rcpt_to=",".join(rcpt_to))
         return
     except Exception:
         # RFC 2033 s. 4.2: one reply for each recipient, whatever happened
-        for _ in range(accepted - 1 if lmtp else 0):
+        for _ in range(len(rcpt_to) - 1 if lmtp else 0):
             session.say(reply.TEMPORARY_FAILURE)
         raise
     for answer in replies:

@@ -45,13 +45,13 @@ async def rcpt(session: Session, argument: str) -> Reply | None:
         raise SmtpError(reply.BAD_SEQUENCE.with_text("RCPT after BDAT"))
     recipient = parse_rcpt(argument, smtputf8=session.smtputf8)
     try:
-        if session.accepted >= session.engine.smtp.max_recipients:
+        if len(session.rcpt_to) >= session.engine.smtp.max_recipients:
             raise SmtpError(reply.TOO_MANY_RECIPIENTS, "max_recipients")
         await session.transaction.rcpt(recipient)
     except SmtpError as error:
         session.refuse(error, "rcpt_refused", mail_from=session.mail_from, rcpt_to=recipient.address)
         return None
-    session.accepted += 1
+    session.rcpt_to = (*session.rcpt_to, str(recipient.address))
     session.recipients += 1
     return reply.RCPT_OK
 

@@ -72,7 +72,7 @@ class Session(SMTP):
     intake: Intake | None = None  # an unfinished BDAT message
     transaction: Transaction | None = None
     mail_from = ""  # of the transaction, for the log
-    accepted = 0  # recipients of the transaction
+    rcpt_to: tuple[str, ...] = ()  # recipients of the transaction
     smtputf8 = False
     in_sync = True  # False while message data is being read: an error then leaves us in the middle of it
     errors = 0
@@ -356,7 +356,7 @@ class Session(SMTP):
         """Forget the transaction (RSET, EHLO, the end of one)."""
         self.transaction = None
         self.intake = None
-        self.accepted = 0
+        self.rcpt_to = ()
         self._data_since = 0.0
         self.smtputf8 = False
 

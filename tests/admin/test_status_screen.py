@@ -92,6 +92,9 @@ def test_what_waits_says_until_when(state: str, in_s: float, said: str) -> None:
     [
         ("local_delivery_failed", {"rcpt_to": "b@x.test", "verdict": "over_quota", "reason": "full"}, "not stored",
          "b@x.test: over_quota, full"),
+        ("message_refused", {"mail_from": "a@y.test", "rcpt_to": "b@x.test", "peer_ip": "192.0.2.1", "helo": "m.y.test",
+         "reply": "554 5.4.6", "reason": "loop"}, "refused",
+         "message to b@x.test from a@y.test by 192.0.2.1 (m.y.test): 554 5.4.6; loop"),
         ("local_delivery_queued", {"queue_id": "C", "rcpt_to": "b@x.test"}, "waits",
          "b@x.test: its mailbox can't take it now; a copy waits in the queue as C"),
         ("outbound_tls_failed", {"mx": "mx.x.test", "reason": "handshake"}, "no TLS", "mx.x.test: handshake"),
