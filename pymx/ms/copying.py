@@ -87,18 +87,20 @@ def _copy_part(
 
 
 def _located(source: Box, found: list[MessageRow]) -> tuple[list[MessageRow], list[bytes]]:
-    """Rows whose file is there, and where; a file renamed by a foreign program is looked up once more."""
+    """Rows whose file is there, and where; a file renamed by somebody is looked up once more. Raises _Moved."""
     there, paths = [], []
     missing = [row for row in found if not os.path.exists(_path(source, row))]
     if missing:
         with Hold(source, full=True) as hold:
             again = {row[0]: row for row in select(hold.db, hold.row.low, [r[0] for r in missing], columns=_COLUMNS)}
-        found = [again.get(row[0], row) for row in found]
+        gone = {row[0] for row in missing} - again.keys()
+        found = [again.get(row[0], row) for row in found if row[0] not in gone]
     for row in found:
         path = _path(source, row)
-        if not missing or os.path.exists(path):
-            there.append(row)
-            paths.append(path)
+        if missing and not os.path.exists(path):
+            raise _Moved  # once more: it is there, but under another name by now
+        there.append(row)
+        paths.append(path)
     return there, paths
 
 
