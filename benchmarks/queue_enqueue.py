@@ -75,7 +75,8 @@ async def opened(directory: Path, outbound: Outbound, disk: Disk | None = None) 
 async def measure_enqueue(directory: Path, messages: int, at_once: int) -> dict[str, object]:
     async with opened(directory / f"enqueue{at_once}", Outbound()) as queue:
         queue.wake = lambda: None
-        started, cpu, commits = time.monotonic(), time.process_time(), metrics.snapshot().counters.get("queue_commits", 0)
+        started, cpu = time.monotonic(), time.process_time()
+        commits = metrics.snapshot().counters.get("queue_commits", 0)
         await senders(queue, messages, at_once)
         took = time.monotonic() - started
     return {

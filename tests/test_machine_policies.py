@@ -1,4 +1,4 @@
-"""What stands in config for the machine around the server (SELinux, AppArmor, firewalld, nftables) satisfies its tools."""
+"""What config has for the machine around it (SELinux, AppArmor, firewalld, nftables) satisfies its own tools."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """A body part in another Content-Transfer-Encoding, and whole messages in seven bits (RFC 2045 s. 6, RFC 6152 s. 3).
 
-PURE. `encoded` gives one part's header block and body anew: text as quoted-printable, anything else as base64; a part that is one of these already is wrapped anew. `seven_bit` does that to every part of a
-message with octets above 127, attached messages included, and touches nothing else. What may not or can't be encoded
-raises `CannotEncodePart`: signed and encrypted parts (RFC 1847 s. 2.1), 8-bit headers of parts, text between parts.
+PURE. `encoded` gives one part's header block and body anew: text as quoted-printable, anything else as base64; a part
+that is one of these already is wrapped anew. `seven_bit` does that to every part of a message with octets above 127,
+attached messages included, and touches nothing else. What may not or can't be encoded raises `CannotEncodePart`: signed
+and encrypted parts (RFC 1847 s. 2.1), 8-bit headers of parts, text between parts.
 """
 
 from __future__ import annotations

@@ -94,22 +94,27 @@ def test_bad_mail_is_refused(argument, code):
 
 
 @pytest.mark.parametrize(
-    ("argument", "offered", "expected"),
+    ("argument", "asked"),
+    [("FROM:<> REQUIRETLS", True), ("FROM:<> requiretls SIZE=5", True), ("FROM:<> SIZE=5", False)],
+)
+def test_requiretls_is_a_parameter_where_it_is_offered(argument, asked):
+    """RFC 8689 s. 4.1."""
+    assert parse_mail(argument, requiretls=True).requiretls is asked
+
+
+@pytest.mark.parametrize(
+    ("argument", "offered", "code"),
     [
-        ("FROM:<> REQUIRETLS", True, True),
-        ("FROM:<> requiretls SIZE=5", True, True),
-        ("FROM:<> SIZE=5", True, False),
         ("FROM:<> REQUIRETLS=YES", True, 501),
         ("FROM:<> REQUIRETLS REQUIRETLS", True, 501),
         ("FROM:<> REQUIRETLS", False, 555),
     ],
 )
-def test_requiretls_is_a_parameter_where_it_is_offered(argument, offered, expected):
-    """RFC 8689 s. 4.1."""
-    try:
-        assert parse_mail(argument, requiretls=offered).requiretls is expected
-    except SmtpError as error:
-        assert error.reply.code == expected
+def test_requiretls_is_refused_with_a_value_twice_or_where_it_is_not_offered(argument, offered, code):
+    """RFC 8689 s. 4.1, RFC 5321 s. 4.1.1.11."""
+    with pytest.raises(SmtpError) as caught:
+        parse_mail(argument, requiretls=offered)
+    assert caught.value.reply.code == code
 
 
 @pytest.mark.parametrize(("argument", "notify", "orcpt"), RCPT)
