@@ -116,6 +116,7 @@ class _Supervisor:
         self._reload = reload
         self._drain_s = drain_s
         self._hang_s = hang_s
+        self._looked = self._excused = time.monotonic()
         # when each child was last alive, by its place; 0 = it has not said so yet
         self._beats = mmap.mmap(-1, _BEAT.size * len(places))
         self.listening: dict[str, list[socket.socket]] = {}
@@ -203,6 +204,9 @@ class _Supervisor:
             self._kill_at = now + GRACE_S  # SIGKILL takes a moment, longer in uninterruptible I/O
 
     def _look_for_hanging(self, now: float) -> None:
+        if now - self._looked > self._hang_s / 2:
+            self._excused = now  # we did not run either: the machine or the container was frozen
+        self._looked = now
         for number, place in enumerate(self._places):
             if not place.pid or not place.ready:
                 continue
@@ -210,7 +214,7 @@ class _Supervisor:
             if place.kill_due:
                 if place.kill_due <= now:
                     os.kill(place.pid, signal.SIGKILL)
-            elif beat and now - beat > self._hang_s:
+            elif beat and now - max(beat, self._excused) > self._hang_s:
                 self._log.error(
                     "worker_hangs", role=place.role, number=place.number, pid=place.pid,
                     reason=f"its event loop has stood still for {now - beat:.0f} s; it is killed",

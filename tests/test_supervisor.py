@@ -147,6 +147,24 @@ def test_worker_that_hangs_is_killed_and_replaced(supervise: Callable[..., Runni
     assert log.count("event=worker_hangs") == 1
 
 
+def test_nobody_is_killed_because_the_whole_server_was_frozen(supervise: Callable[..., Running]) -> None:
+    """A paused container or virtual machine: the supervisor goes on first, and sees old heartbeats."""
+    server = supervise(workers=1, behaviour="watched")
+    server.until_ready()
+    first = server.ask()
+    frozen = [server.process.pid, *server.children()]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    until = time.monotonic() + 1.5
+    wait_for(lambda: time.monotonic() > until, what="more than hang_s")
+    for pid in frozen:
+        os.kill(pid, signal.SIGCONT)
+    until = time.monotonic() + 0.5
+    wait_for(lambda: time.monotonic() > until, what="looks of the supervisor")
+    assert server.ask().pid == first.pid
+    assert "worker_hangs" not in server.log.read_text()
+
+
 def test_worker_that_ignores_the_abort_is_killed(supervise: Callable[..., Running]) -> None:
     """Two seconds after it."""
     server = supervise(workers=1, behaviour="watched")
