@@ -122,8 +122,8 @@ async def test_bad_commands_now_and_then_do_not_end_a_session(tmp_path: Path, tl
 async def test_unknown_clients_may_send_little(rig: Rig) -> None:
     """Buffers before login are small; after it a long command is in order."""
     client = await rig.connect()
-    assert (await client.ask("LOGIN {20000}"))[-1] == b"BAD [TOOBIG] Literal is too large"
-    assert (await client.ask("NOOP " + "x" * 20_000))[-1] == b"BAD [TOOBIG] Command line is too long"
+    assert (await client.ask("LOGIN {40000}"))[-1] == b"BAD [TOOBIG] Literal is too large"
+    assert (await client.ask("NOOP " + "x" * 40_000))[-1] == b"BAD [TOOBIG] Command line is too long"
     await client.ok("LOGIN alice@example.test secret")
     await client.ok("SELECT INBOX")
     await client.ok("UID FETCH " + ",".join(str(n) for n in range(1, 20_000, 3)) + " FLAGS")
