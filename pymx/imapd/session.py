@@ -487,11 +487,10 @@ class Session(asyncio.Protocol):
         """Tell what changed, between commands or in IDLE; whether there was anything to look at."""
         client = self._client
         notify = client.notify
-        idle = self._idle_tag is not None
         if self._dirty and self._watched is not None:
             self._dirty = False
             # RFC 5465 s. 6.1: SELECTED-DELAYED keeps EXPUNGE back until a command lets it through
-            await tell(client, expunge=idle or (notify is not None and notify.immediate))
+            await tell(client, expunge=self._idle_tag is not None or (notify is not None and notify.immediate))
         elif notify is not None and notify.dirty:
             await notify.tell()
         else:
