@@ -52,7 +52,7 @@ TABLE = {
 MAY_IMPORT_EVERYTHING = {"app", "demo"}
 MAY_IMPORT_APP = {"app", "cli", "demo", "__main__"}
 
-PURE = ["mail/", "proto/", "queue/schedule.py", "mta/trouble.py", "mta/route.py", "msa/fixup.py"]
+PURE = ["mail/", "proto/", "queue/schedule.py", "mta/trouble.py", "mta/route.py", "msa/fixup.py", "admin/zone.py"]
 IMPURE_MODULES = {
     "asyncio", "socket", "ssl", "threading", "sqlite3", "sqlalchemy", "logging", "time", "selectors", "select",
     "concurrent", "multiprocessing", "subprocess", "aiosmtpd", "aiosmtplib", "uvloop",

@@ -61,6 +61,7 @@ NOUNS: dict[str, Noun] = {
     "alias": Noun("pymx.admin.alias", "add, list and remove aliases"),
     "resolve": Noun("pymx.admin.resolve", "where does mail for an address go?"),
     "dkim": Noun("pymx.admin.dkim", "make and show the keys that sign outgoing mail"),
+    "dns": Noun("pymx.admin.dns", "the DNS records to publish, and how the live ones differ from them"),
     "mailbox": Noun("pymx.admin.mailbox", "is a mailbox sound on disk? mend its index and Dovecot's files"),
     "adopt": Noun("pymx.admin.adopt", "take over the mailboxes of a Dovecot; --check looks first", touches_data=False),
     "release": Noun("pymx.admin.release", "give the mailboxes back to Dovecot", touches_data=False),

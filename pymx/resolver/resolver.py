@@ -54,7 +54,7 @@ class Resolver:
 
     def __init__(self, dns_settings: Dns) -> None:
         take_any_tlsa()
-        self._servers = [_server(spec) for spec in dns_settings.nameservers] or _system_servers()
+        self._servers = servers(dns_settings)
         self.trusted = _trusted(dns_settings.authenticated, self._servers)
         self._timeout_s = dns_settings.timeout_s
         self._max_ttl_s = dns_settings.max_ttl_s
@@ -262,6 +262,11 @@ def take_any_tlsa() -> None:
 
 
 _DOCKER = "127.0.0.11"  # passes on what servers outside of the machine say
+
+
+def servers(settings: Dns) -> list[tuple[str, int]]:
+    """The configured name servers, or the system's. Raises ValueError, naming the setting."""
+    return [_server(spec) for spec in settings.nameservers] or _system_servers()
 
 
 def _server(spec: str) -> tuple[str, int]:
