@@ -53,6 +53,8 @@ def services(config: Config) -> dict[str, tuple[str, list[str]]]:
         "imap": ("[imap] listen_starttls", config.imap.listen_starttls),
         "lmtp": ("[lmtp] listen", config.lmtp.listen),
         "status": ("[status] listen", config.status.listen),
+        "http": ("[web] listen", config.web.listen),
+        "https": ("[web] listen_tls", config.web.listen_tls),
     }
 
 
@@ -93,7 +95,7 @@ def _sockets(config: Config, certificates: Certificates) -> Sockets:
         )
     sockets: dict[str, list[socket.socket]] = {}
     for name, (setting, addresses) in wanted.items():
-        if name not in ("smtp", "lmtp", "status") and addresses and not certificates.configured:
+        if name not in ("smtp", "lmtp", "status", "http") and addresses and not certificates.configured:
             raise StartError(f"{setting} needs a certificate: set [tls] certificate and private_key")
         sockets[name] = adopted.get(name) or [bind(address, setting) for address in addresses]
     return sockets

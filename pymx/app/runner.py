@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pymx import log
 from pymx.admin.control import Control
+from pymx.app.pages import open_pages
 from pymx.app.reports import ReportsRunner
 from pymx.app.rooms import INVALIDATE, Rooms
 from pymx.config.model import Config
@@ -67,6 +68,7 @@ class RunnerSide:
         tls.report = reports.tls_result
         await self._open_control(stack, manager, reports)
         housekeeping = asyncio.get_running_loop().create_task(self._keep_house())
+        await open_pages(stack, rooms)
         stack.callback(housekeeping.cancel)
         rotation = Rotation(rooms.resolver, rooms.site.data_dir / "dkim", config.dkim)
         rotating = asyncio.get_running_loop().create_task(rotation.run())

@@ -38,6 +38,7 @@ def check(config: Config) -> list[str]:
         *_outbound(config),
         *_forwarding(config),
         *_reports(config),
+        *_web(config),
     ]
 
 
@@ -147,6 +148,7 @@ def _tls(config: Config) -> Iterator[str]:
         for key, specs in (
             ("[submission] listen_tls", config.submission.listen_tls),
             ("[imap] listen_tls", config.imap.listen_tls),
+            ("[web] listen_tls", config.web.listen_tls),
         ):
             if specs:
                 yield _error(key, specs, "needs a certificate: set [tls] certificate and private_key, or listen = []")
@@ -162,6 +164,8 @@ def _listeners(config: Config) -> Iterator[str]:
         ("[imap] listen_starttls", config.imap.listen_starttls),
         ("[lmtp] listen", config.lmtp.listen),
         ("[status] listen", config.status.listen),
+        ("[web] listen", config.web.listen),
+        ("[web] listen_tls", config.web.listen_tls),
     ):
         for spec in specs:
             if not _is_listen_spec(spec):
@@ -330,6 +334,13 @@ def _reports(config: Config) -> Iterator[str]:
     for address in reports.addresses:
         if not (_ADDRESS.match(address) if "@" in address else re.fullmatch(r"[^\s,<>]+", address)):
             yield _error("[reports] addresses", address, "expected an address, or what stands before its @")
+
+
+def _web(config: Config) -> Iterator[str]:
+    for host in config.mta_sts.mx:
+        # "*." stands for one label (RFC 8461 s. 4.1)
+        if not _is_host_name(host.removeprefix("*.")):
+            yield _error("[mta_sts] mx", host, "expected a host name, or *.DOMAIN")
 
 
 def _readable(key: str, path: str) -> Iterator[str]:

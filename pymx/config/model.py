@@ -201,6 +201,34 @@ class Dns(Struct, forbid_unknown_fields=True, frozen=True):
     nameservers: Annotated[list[str], _doc("ADDRESS or ADDRESS:PORT; empty = the system's")] = field(
         default_factory=list
     )
+class Web(Struct, forbid_unknown_fields=True, frozen=True):
+    """Public pages: ACME challenges, the MTA-STS policy, and what mail clients ask for to set themselves up."""
+
+    listen: Annotated[list[str], _doc("addresses for HTTP, such as 0.0.0.0:80; empty = off")] = field(
+        default_factory=list
+    )
+    listen_tls: Annotated[list[str], _doc("addresses for HTTPS, such as 0.0.0.0:443; empty = off")] = field(
+        default_factory=list
+    )
+    max_connections: Annotated[Positive, _doc("connections at the same time, per listener")] = 200
+    max_connections_per_ip: Annotated[Positive, _doc("of them from one address (IPv6: one /64)")] = 20
+
+
+class MtaSts(Struct, forbid_unknown_fields=True, frozen=True):
+    """The MTA-STS policy (RFC 8461) of our own domains, served by [web] on mta-sts.DOMAIN."""
+
+    mode: Annotated[
+        Literal["testing", "enforce", "none"],
+        _doc("enforce: other servers deliver only over TLS with a valid certificate; testing: they report"),
+    ] = "testing"
+    mx: Annotated[list[str], _doc("names of the domains' mail servers; empty = the hostname")] = field(
+        default_factory=list
+    )
+    max_age_s: Annotated[
+        Annotated[int, Meta(ge=86_400, le=31_557_600)], _doc("how long other servers remember the policy")
+    ] = 604_800
+
+
     authenticated: Annotated[
         Literal["auto", "yes", "no"],
         _doc("believe their DNSSEC validation (AD bit), which DANE needs; auto = when all of them are on loopback"),
@@ -503,6 +531,8 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     rspamd: Rspamd = field(default_factory=Rspamd)
     junk: Junk = field(default_factory=Junk)
     outbound: Outbound = field(default_factory=Outbound)
+    web: Web = field(default_factory=Web)
+    mta_sts: MtaSts = field(default_factory=MtaSts)
     dkim: Dkim = field(default_factory=Dkim)
     forwarding: Forwarding = field(default_factory=Forwarding)
     reports: Reports = field(default_factory=Reports)

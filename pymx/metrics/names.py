@@ -54,6 +54,8 @@ METRICS: dict[str, Metric] = {
     "forwards_refused_in_session": _counter("forwarded messages refused by their destination while the peer waited"),
     "tls_handshakes_failed": _counter("TLS handshakes that failed"),
     "tls_handshakes_refused": _counter("connections turned away before TLS"),
+    # public pages
+    "web_requests": _counter("requests to the public pages, by status", labelled=True),
     # local delivery
     "mda_messages_delivered": _counter("copies stored in mailboxes"),
     "mda_deliveries_failed": _counter("copies that a mailbox could not take"),

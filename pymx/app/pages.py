@@ -1,0 +1,34 @@
+"""The public pages, wired: they run in the runner."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from pymx.app.rooms import Rooms
+from pymx.net.listener import Caps, handshake_caps
+from pymx.web.http import HttpServer
+from pymx.web.public import MAX_BODY_OCTETS, PublicPages
+
+
+async def open_pages(stack: contextlib.AsyncExitStack, rooms: Rooms) -> None:
+    """Serve on `[web] listen` and `listen_tls`, where there are any."""
+    site, config = rooms.site, rooms.config
+    pages = PublicPages(
+        config,
+        rooms.directory.is_local,
+        challenges=site.data_dir / "acme" / "challenges",
+        key_pair=lambda: (Path(config.tls.certificate), Path(config.tls.private_key)),
+    )
+    for name, tls in (("http", None), ("https", site.certificates)):
+        sockets = site.sockets.get(name, ())
+        if sockets:
+            server = HttpServer(
+                name, sockets, pages.respond,
+                caps=Caps(config.web.max_connections, config.web.max_connections_per_ip, config.limits.trusted),
+                max_body_octets=MAX_BODY_OCTETS,
+                tls=tls.context() if tls is not None else None,
+                handshakes=handshake_caps(config.tls, config.limits.trusted),
+            )  # fmt: skip
+            stack.push_async_callback(server.close)
+            await server.start()
