@@ -10,8 +10,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
+
+T = TypeVar("T")
 
 _UNTRACED = frozenset({"connection_refused", "login_refused", "command_refused"})
 _PLAIN = (str, int, float, bool)
@@ -60,12 +63,21 @@ def to_row(at_s: float, level: int, room: str, name: str, fields: Mapping[str, o
         if value is not None and value != "" and key != "queue_id" and key != "session":
             rest[key] = value if type(value) in _PLAIN else str(value)
     queue_id, session = fields.get("queue_id"), fields.get("session")
+    try:
+        body = _encode(rest).decode()
+    except UnicodeEncodeError:
+        # octets that are no text, in a path or in something that a peer sent, are surrogates here
+        body = _encode({key: _readable(value) for key, value in rest.items()}).decode()
     return (
         int(at_s * 1000),
-        str(queue_id) if queue_id else None,
-        str(session) if session else None,
-        _encode(rest).decode(),
+        _readable(str(queue_id)) if queue_id else None,
+        _readable(str(session)) if session else None,
+        body,
     )
+
+
+def _readable(value: T) -> T | str:
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def from_row(row: Row) -> Event:

@@ -78,6 +78,18 @@ def test_event_is_read_as_it_was_written(fields: dict[str, object]) -> None:
     assert (event.at_s, event.level, event.room, event.name) == (1.5, logging.INFO, "mta", "message_accepted")
 
 
+@pytest.mark.parametrize("field", ["reason", "queue_id", "session"])
+def test_octets_that_are_no_text_do_not_end_the_feed(field: str, tmp_path: Path, runtime: Path) -> None:
+    """What a peer sent outside UTF-8 is a surrogate in a str; the events after it are kept too."""
+    with kept(tmp_path, runtime):
+        log.get("mta").info("message_checked", **({"queue_id": "q1"} | {field: "caf\udce9"}))
+        log.get("mta").info("message_accepted", queue_id="q2")
+        wait_for(lambda: stored(tmp_path, "q2") == ["message_accepted"])
+    store = reading(tmp_path)
+    assert [e.name for e in store.containing(["caf\\udce9"])] == ["message_checked"]
+    store.close()
+
+
 @given(st.text(min_size=1))
 def test_text_is_found_in_what_is_stored(text: str) -> None:
     """Whatever JSON does to quotes, controls and other letters."""
