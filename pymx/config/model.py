@@ -195,12 +195,6 @@ class Status(Struct, forbid_unknown_fields=True, frozen=True):
     ] = field(default_factory=list)
 
 
-class Dns(Struct, forbid_unknown_fields=True, frozen=True):
-    """Name resolution."""
-
-    nameservers: Annotated[list[str], _doc("ADDRESS or ADDRESS:PORT; empty = the system's")] = field(
-        default_factory=list
-    )
 class Web(Struct, forbid_unknown_fields=True, frozen=True):
     """Public pages: ACME challenges, the MTA-STS policy, and what mail clients ask for to set themselves up."""
 
@@ -229,6 +223,12 @@ class MtaSts(Struct, forbid_unknown_fields=True, frozen=True):
     ] = 604_800
 
 
+class Dns(Struct, forbid_unknown_fields=True, frozen=True):
+    """Name resolution."""
+
+    nameservers: Annotated[list[str], _doc("ADDRESS or ADDRESS:PORT; empty = the system's")] = field(
+        default_factory=list
+    )
     authenticated: Annotated[
         Literal["auto", "yes", "no"],
         _doc("believe their DNSSEC validation (AD bit), which DANE needs; auto = when all of them are on loopback"),
@@ -525,14 +525,14 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     lmtp: Lmtp = field(default_factory=Lmtp)
     control: Control = field(default_factory=Control)
     status: Status = field(default_factory=Status)
+    web: Web = field(default_factory=Web)
+    mta_sts: MtaSts = field(default_factory=MtaSts)
     dns: Dns = field(default_factory=Dns)
     limits: Limits = field(default_factory=Limits)
     checks: Checks = field(default_factory=Checks)
     rspamd: Rspamd = field(default_factory=Rspamd)
     junk: Junk = field(default_factory=Junk)
     outbound: Outbound = field(default_factory=Outbound)
-    web: Web = field(default_factory=Web)
-    mta_sts: MtaSts = field(default_factory=MtaSts)
     dkim: Dkim = field(default_factory=Dkim)
     forwarding: Forwarding = field(default_factory=Forwarding)
     reports: Reports = field(default_factory=Reports)
