@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +28,8 @@ from pymx.junk import bayes
 from pymx.junk.learn import Kind, LessonRefused, TeacherUnavailable
 from pymx.junk.notebook import Notebook, Notebooks, NotebookUnusable
 from pymx.junk.tokens import MAX_OCTETS, hashes, message_key, sender_of, words_of
-from pymx.mail.header import find, split_head
+from pymx.mail.authres import stated
+from pymx.mail.header import split_head
 from pymx.mail.spam import Opinion
 from pymx.spool import Content
 
@@ -38,7 +38,6 @@ _SURE = 0.999
 _LOG_EVERY_S = 60.0
 _MAX_NOTES = 1000  # of who was written to, waiting to be written down
 _SHOWN = 5
-_DMARC = re.compile(rb"\bdmarc\s*=\s*(pass|fail)\b", re.IGNORECASE)
 
 _log = log.get("junk")
 
@@ -51,7 +50,7 @@ class Filter:
     def __init__(self, home: Callable[[str], Path], settings: Junk, *, hostname: str) -> None:
         self._notebooks = Notebooks(home, max_tokens=settings.max_tokens)
         self._settings = settings
-        self._hostname = hostname.lower().encode()
+        self._hostname = hostname
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="junk")
         self._notes = 0
         self._is_closed = False
@@ -111,21 +110,13 @@ class Filter:
         metrics.add("junk_messages_judged")
         threshold = self._settings.threshold_percent / 100
         note = ""
-        if any(known) and (proven := self._proven(message.head)) != "fail":
+        if any(known) and (proven := stated(message.head, self._hostname, "dmarc")) != "fail":
             note = "; you have written to the sender" if known[0] else "; you have kept mail of the sender"
             threshold = 2.0 if proven == "pass" else max(threshold, _SURE)
         is_junk = sure >= threshold
         if is_junk:
             metrics.add("junk_messages_filed")
         return Opinion(is_junk, _in_words(sure, is_junk, telling, clear, learned) + note)
-
-    def _proven(self, head: bytes) -> str:
-        """What our own Authentication-Results say of DMARC: pass, fail or "" (other servers' were taken out)."""
-        for _, field in find(head, "authentication-results"):
-            value = field.value
-            if value.lower().startswith(self._hostname) and (match := _DMARC.search(value)):
-                return match[1].decode().lower()
-        return ""
 
     def learn(self, account: str, message: bytes, kind: Kind) -> bool:
         """Learn one message; False if it was known. Raises NotebookUnusable, LessonRefused."""

@@ -23,7 +23,8 @@ _MAX_PARTS = 8
 _MAX_FIELD = 4096
 # Words; where a script has no spaces between words, pairs of characters.
 _WORD = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{2}|[^\W_][\w$€£'’-]{1,19}(?![\w$])")
-_ADDRESS = re.compile(r"[^\s<>@,;:\"()]+@([^\s<>@,;:\"()]+)")
+# A run is taken whole or not at all: without "++" a long one without "@" is looked through from each of its characters.
+_ADDRESS = re.compile(r"(?<![^\s<>@,;:\"()])[^\s<>@,;:\"()]++@([^\s<>@,;:\"()]+)")
 _LINK = re.compile(r"https?://([a-z0-9.-]{4,80})")
 _FIELDS = ("reply-to", "list-id", "x-mailer", "user-agent")
 

@@ -14,6 +14,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # authserv-id: a MIME token or a quoted string, perhaps with a version behind it (s. 2.2)
 _AUTHSERV_ID = re.compile(rb'[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))')
 
+_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -62,3 +64,19 @@ def without_claims(block: bytes, authserv_id: str) -> bytes:
             kept.append(block[position:start])
             position = start + len(field.raw)
     return b"".join(kept) + block[position:] if position else block
+
+
+def stated(block: bytes, authserv_id: str, method: str) -> str:
+    """The result of a method by the first field that is this host's, in lower case; "" when it says nothing of it.
+
+    What stands in properties and reasons comes from the sender: only the word that begins a part counts.
+    """
+    for _, field in find(block, "authentication-results"):
+        if not _claims(field, authserv_id):
+            continue
+        for part in _QUOTED.sub(b'""', strip_comments(field.value)).split(b";")[1:]:
+            name, _, result = part.partition(b"=")
+            if name.strip().lower() == method.encode():
+                return b"".join(result.split()[:1]).decode("ascii", "replace").lower()
+        return ""
+    return ""

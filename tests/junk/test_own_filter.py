@@ -113,6 +113,7 @@ HEAD = b"From: a@x.test\r\nSubject: x\r\nContent-Type: text/html; charset=utf-8\
         b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + b"--b\r\n\r\nx\r\n" * 90_000,
         b"\r\n" * 500_000,
         b"List-Id: " + b"x@y" * 300_000 + b"\r\n\r\n",
+        b"".join(name + b": " + b"a" * 5000 + b"\r\n" for name in (b"From", b"Reply-To", b"List-Id", b"X-Mailer")),
     ],
 )
 def test_hostile_messages_take_no_time(message: bytes) -> None:
@@ -121,7 +122,7 @@ def test_hostile_messages_take_no_time(message: bytes) -> None:
     words_of(message)
     message_key(message)
     sender_of(message)
-    assert time.process_time() - started < len(message) / 1_000_000 + 0.2
+    assert time.process_time() - started < len(message) / 1_000_000 + 0.1
 
 
 # Arithmetic
@@ -338,7 +339,18 @@ def claim(result: str, host: str = HOSTNAME) -> bytes:
 
 @pytest.mark.parametrize(
     ("proof", "is_junk"),
-    [(claim("pass"), False), (claim("fail"), True), (claim("pass", "other.test"), True), (b"", True)],
+    [
+        (claim("pass"), False),
+        (claim("PASS (p=none)"), False),
+        (claim("fail"), True),
+        (claim("pass", "other.test"), True),
+        (claim("pass", HOSTNAME + ".other.test"), True),
+        (claim("none") + claim("pass", HOSTNAME + ".other.test"), True),
+        (claim("none smtp.mailfrom=dmarc=pass@x.test"), True),
+        (claim('none reason="; dmarc=pass"'), True),
+        (claim("none (; dmarc=pass)"), True),
+        (b"", True),
+    ],
 )
 async def test_who_was_written_to_is_known_if_it_is_him(proof: bytes, is_junk: bool, home: Path) -> None:
     """What is as sure as can be is junk whoever's name it bears, unless DMARC passed; if it failed, no name counts."""
