@@ -65,6 +65,7 @@ LIBRARY_HOMES = {
     "alembic": ["accounts/"],
     "sqlite3": [
         "ms/index.py",
+        "ms/fulltext.py",
         "queue/state.py",
         "events/store.py",
         "junk/",

@@ -1,4 +1,4 @@
-"""pymxctl mailbox check|reindex.
+"""pymxctl mailbox check|reindex|fulltext.
 
 `check` looks only, at any time. `reindex` mends under the store's own locks, so it may run beside the server; the
 server's sessions see what was mended at their next command. Exit status 1 of `check`: something is wrong.
@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from pymx.admin import fulltext
 from pymx.admin.context import Context, CtlError, Exit
 from pymx.ms.audit import Audit
 from pymx.ms.dovecotplace import Place, control_root
@@ -32,10 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     reindex = verbs.add_parser("reindex", help="mend index and Dovecot's files, losing as little as can be")
     reindex.add_argument("user", metavar="USER", help="address of the account")
     reindex.add_argument("mailbox", metavar="MAILBOX", nargs="?", help="one mailbox of it")
+    fulltext.add_arguments(verbs.add_parser("fulltext", help="the index for searches of texts"))
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
-    return {"check": _check, "reindex": _reindex}[args.verb](args, context)
+    return {"check": _check, "reindex": _reindex, "fulltext": _fulltext}[args.verb](args, context)
+
+
+def _fulltext(args: argparse.Namespace, context: Context) -> int:
+    return fulltext.run(args, context, next(accounts(context, args.user)))
 
 
 def owner_of(email: str) -> Owner:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pymx import log
 from pymx.admin.control import Control
+from pymx.app.fulltext import FullTexts
 from pymx.app.pages import open_pages
 from pymx.app.reports import ReportsRunner
 from pymx.app.rooms import INVALIDATE, Rooms
@@ -67,9 +68,10 @@ class RunnerSide:
         reports.start()
         tls.report = reports.tls_result
         await self._open_control(stack, manager, reports)
+        FullTexts(rooms).start(stack)
         housekeeping = asyncio.get_running_loop().create_task(self._keep_house())
-        await open_pages(stack, rooms)
         stack.callback(housekeeping.cancel)
+        await open_pages(stack, rooms)
         rotation = Rotation(rooms.resolver, rooms.site.data_dir / "dkim", config.dkim)
         rotating = asyncio.get_running_loop().create_task(rotation.run())
         stack.callback(rotating.cancel)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pymx import log
 from pymx.accounts.authenticate import Authenticator
+from pymx.app.fulltext import ask_for_builds
 from pymx.app.limits import ProcessLimits, Watch
 from pymx.app.reports import count_judged
 from pymx.app.rooms import Rooms
@@ -53,6 +54,7 @@ class SessionSide:
     async def start(self, stack: contextlib.AsyncExitStack) -> None:
         """Build the policies, open the listeners; `stack` takes what has to be closed. Raises StartError."""
         rooms, config, site = self._rooms, self._config, self._rooms.site
+        ask_for_builds(rooms)
         limits = self._limits = ProcessLimits(rooms)
         await limits.start(stack)
         authenticator = Authenticator(

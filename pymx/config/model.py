@@ -63,6 +63,12 @@ class Mail(Struct, forbid_unknown_fields=True, frozen=True):
         }
     )
     keep_removed_days: Annotated[NonNegative, _doc("how long the mail of a removed user is kept under .removed")] = 30
+    fulltext: Annotated[
+        bool, _doc("index texts of those who search in them; off for one account: pymxctl mailbox fulltext off")
+    ] = True
+    fulltext_max_percent: Annotated[
+        Positive, _doc("largest full-text index, of what the account's mail takes (but up to 64 MiB in any case)")
+    ] = 30
     threads: Annotated[Positive, _doc("threads for deliveries and commands, per process")] = 4
     bulk_threads: Annotated[Positive, _doc("threads for long mailbox work, per process")] = 2
 

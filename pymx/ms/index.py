@@ -70,7 +70,7 @@ class Index:
     """One account's index. Raises sqlite3.Error and OSError."""
 
     def __init__(self, path: bytes, *, mode: int = 0o600, boot: str = "") -> None:
-        self._path = path
+        self.path = self._path = path
         self._mode = mode
         self._boot = boot or boot_id()
         self._free: list[sqlite3.Connection] = []

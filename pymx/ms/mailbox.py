@@ -307,10 +307,19 @@ class Mailbox:
         """UIDs of the view that match, ascending."""
         view = _SearchView(self)
 
-        def find(_: Account) -> list[int]:
-            return searching.find(self._box, self._low, criterion, view, self._store.render, self._is_stopped)
+        def find(_: Account) -> tuple[list[int], bool]:
+            narrowing = None
+            if self._store.fulltext:
+                narrowing = searching.narrow(self._box, self._guid, self.uidvalidity, criterion, view.uids)
+            wants_build = narrowing is not None and narrowing.wants_build
+            render = self._store.render
+            found = searching.find(self._box, self._low, criterion, view, render, self._is_stopped, narrowing)
+            return found, wants_build
 
-        return await self._run(find, bulk=True)
+        found, wants_build = await self._run(find, bulk=True)
+        if wants_build:
+            self._store.wants_fulltext(self.owner.email)
+        return found
 
     async def sort(self, uids: Sequence[int], order: Sequence[tuple[str, bool]]) -> list[int]:
         """`uids` (ascending) in the order of (criterion of `sorting.ORDERS`, reverse)."""

@@ -383,6 +383,16 @@ def _texts(tree: Part, whole: bytes) -> tuple[list[bytes], list[str]]:
     return plain, decoded
 
 
+def searched_texts(whole: bytes) -> tuple[str, str]:
+    """All that Header and Text criteria compare a folded key with, in this module: of the headers, and of the body."""
+    header = split_head(whole)[0]
+    lines, tree = _unfold(header), parse(whole)
+    plain, decoded = _texts(tree, whole)
+    of_header = lines.decode("ascii").lower() if _is_plain(lines) else _header_text(header)
+    of_body = [octets.decode("ascii") for octets in plain] + decoded
+    return "\n".join([of_header, *_part_headers(tree, whole)]), "\n".join(of_body)
+
+
 def _leaves(part: Part) -> Iterator[Part]:
     """Text parts and attached messages, depth first."""
     if part.children:

@@ -131,6 +131,9 @@ class Store:
         self._mail = mail
         self.changed = changed
         self.separator = mail.separator
+        self.fulltext = mail.fulltext
+        # called in the loop with the address of an account that searched messages not in its full-text index
+        self.wants_fulltext: Callable[[str], None] = lambda _email: None
         self.render = render
         self._root = os.fsencode(mail.root)
         self._layout = Layout(mail.layout, mail.separator)

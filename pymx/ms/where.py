@@ -7,12 +7,14 @@ scan tells which messages match for certain and which have to be asked further; 
 from __future__ import annotations
 
 import datetime
+import json
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from pymx.mail import search
 from pymx.mail.search import Criterion
 from pymx.mail.text import fold
+from pymx.ms import fulltext
 from pymx.ms.index import Connection
 
 _EPOCH_DAY = datetime.date(1970, 1, 1).toordinal()
@@ -29,12 +31,20 @@ class Where:
     """One criterion for one mailbox view; `uses_keys` when rows of `keys` have a say."""
 
     def __init__(
-        self, criterion: Criterion, *, low: int, first_recent: int, keyword_bit: Callable[[str], int | None]
+        self,
+        criterion: Criterion,
+        *,
+        low: int,
+        first_recent: int,
+        keyword_bit: Callable[[str], int | None],
+        possible: Mapping[fulltext.Asked, Collection[int]] | None = None,
     ) -> None:
+        """`possible`: the UIDs that may hold a text, of those that the full-text index knows to look for."""
         self._low = low
         self._first_recent = first_recent
         self._keyword_bit = keyword_bit
-        self._parameters: dict[str, int | bytes] = {}
+        self._possible = possible or {}
+        self._parameters: dict[str, int | bytes | str] = {}
         self._terms = 0
         self.uses_keys = False
         self._uses_message = False
@@ -91,7 +101,7 @@ class Where:
             self._parameters | bounds,
         ).fetchall()
 
-    def _value(self, value: int | bytes) -> str:
+    def _value(self, value: int | bytes | str) -> str:
         name = f"p{len(self._parameters)}"
         self._parameters[name] = value
         return ":" + name
@@ -112,7 +122,10 @@ class Where:
             case search.Not(inner):
                 return f"(NOT {self._of(inner, depth + 1)})"
             case search.Header(name, text):
-                return self._header(name, text)
+                known = self._header(name, text)
+                return self._text(criterion) if known == _UNKNOWN else known
+            case search.Text():
+                return self._text(criterion)
             case search.Date("sent", op, day):
                 self.uses_keys = True
                 return self._day("k.sent_day", op, day.toordinal(), 1, 1)
@@ -158,6 +171,15 @@ class Where:
             return f"({column} BETWEEN {self._value(start)} AND {self._value(start + length - 1)})"
         before = f"({column} < {self._value(start)})"
         return before if least is None else f"({before} AND {column} >= {self._value(least)})"
+
+    def _text(self, criterion: search.Text | search.Header) -> str:
+        """Certainly not where the full-text index says so, else unknown."""
+        key = fulltext.asked_by(criterion)
+        if key is None or key not in self._possible:
+            return _UNKNOWN
+        self._uses_message = True
+        ids = json.dumps([self._low | uid for uid in sorted(self._possible[key])])
+        return f"(CASE WHEN m.id IN (SELECT value FROM json_each({self._value(ids)})) THEN NULL ELSE 0 END)"  # noqa: S608
 
     def _header(self, name: str, text: str) -> str:
         column = _TEXTS.get(name.lower())
