@@ -358,7 +358,7 @@ class _Run:
     def _follow(
         self, place: int, verdict: Verdict, phase: Phase, what: Remote | Event, words: str, host: Host, tls: str
     ) -> None:
-        strain = self._strain(phase, what)
+        strain = self._strain(phase, what, host)
         if strain is not None and strain.kind is Kind.SLOW:
             self._slowed = True
         if verdict.action is Action.FAIL:
@@ -369,8 +369,8 @@ class _Run:
             # a host that may do later says more than one that can't do what the message asks for
             self._trouble[place] = (phase, what, words, tls, host)
 
-    def _strain(self, phase: Phase, what: Remote | Event) -> Strain | None:
-        return self._deliver._providers.strain(self._place.site, phase, what)
+    def _strain(self, phase: Phase, what: Remote | Event, host: Host | None) -> Strain | None:
+        return self._deliver._providers.strain(self._place.site, phase, what, host.name if host else "")
 
     def _settle(
         self, place: int, result: Result, status: str, reply: str, host: Host | None, tls: str, *,
@@ -396,7 +396,7 @@ class _Run:
             phase, what, words, tls, host = self._trouble[place]
             verdict = last_host(phase, what, judge(phase, what).status)
             result = Result.FAILED if verdict.action is Action.FAIL else Result.DEFERRED
-            self._settle(place, result, verdict.status, words, host, tls, strain=self._strain(phase, what))
+            self._settle(place, result, verdict.status, words, host, tls, strain=self._strain(phase, what, host))
 
     def _fail_all(self, status: str, reply: str) -> None:
         for place in list(self._pending):

@@ -1,8 +1,10 @@
 """What is known of the big mail providers: their mail servers, friendly limits, and words that mean "slower". PURE.
 
 A provider is told by the names of a domain's mail servers, because most of its customers have domains of their own.
-Limits: connections and messages per connection as they are known to be taken without complaint (see docs/operations.md
-for where they come from); `[[outbound.provider]]` overrides each, and adds providers.
+Anybody can name a provider's servers as his, so all of the best ones must be the provider's, and what another server
+says is not taken for its word: a stranger must not be able to slow down our mail to Google. Limits: connections and
+messages per connection as they are known to be taken without complaint (see docs/operations.md for where they come
+from); `[[outbound.provider]]` overrides each, and adds providers.
 
 A reply that says "you send too much" or "we don't like your address" is about everything we send there, not about one
 message: the provider is left alone for a while, and then sent to more slowly. What becomes of the message itself is
@@ -123,7 +125,9 @@ class Providers:
         """Where mail for a domain goes whose best mail servers are `hosts` (none known: the domain stands for them)."""
         names = sorted({host.lower().rstrip(".") for host in hosts}) or [domain]
         key = names[0] if len(names) == 1 else ",".join(names)[:255]
-        provider = next((p for p in self._all if any(p.has(name) for name in names)), None)
+        if key in self._by_name:
+            key += "."  # a host or domain with a provider's short name is not that provider
+        provider = next((p for p in self._all if all(p.has(name) for name in names)), None)
         if provider is None:
             return Place(key, key, self._everybody, direct=True)
         everybody = self._everybody
@@ -135,9 +139,10 @@ class Providers:
         )
         return Place(provider.name, key, limits, direct=True)
 
-    def strain(self, site: str, phase: Phase, what: Remote | Event) -> Strain | None:
-        """What trouble with one message says about the whole place."""
-        if what in _OF_ONE_DOMAIN:
+    def strain(self, site: str, phase: Phase, what: Remote | Event, host: str = "") -> Strain | None:
+        """What trouble with one message says about the whole place. `host` is the server that was talked to, if any."""
+        provider = self._by_name.get(site)
+        if what in _OF_ONE_DOMAIN or (provider is not None and host and not provider.has(host.lower().rstrip("."))):
             return None
         if isinstance(what, Event):
             down = phase in _BEFORE_MAIL or (phase is Phase.MAIL and what is not Event.GARBAGE)

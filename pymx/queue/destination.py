@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from pymx.config.model import Route
 from pymx.mail.address import Address, AddressError
+from pymx.queue.item import LOCAL
 
 
 def matching_route(routes: Sequence[Route], domain: str) -> Route | None:
@@ -42,4 +43,6 @@ def destination(routes: Sequence[Route], address: Address) -> str:
     """The destination of an address: "host:port" of its route, or its domain."""
     domain = routing_domain(address)
     route = matching_route(routes, domain)
-    return f"{route.host}:{route.port}" if route else domain
+    if route is None:
+        return domain if domain != LOCAL else f"{domain}."  # a domain of that name is not our mailboxes
+    return f"{route.host}:{route.port}"

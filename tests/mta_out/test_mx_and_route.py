@@ -131,6 +131,7 @@ def test_domains_with_one_next_hop_share_it() -> None:
     assert {h.host: places for (h,), places in grouped.items()} == {"smart.test": [0, 2], "gw.partner.test": [1]}
     assert destination(ROUTES.route, Address("x", "a.test")) == "smart.test:465"
     assert destination([], Address("x", "bücher.test")) == "xn--bcher-kva.test"
+    assert destination([], Address("x", "local")) == "local."  # "local" means the mailboxes here
 
 
 def test_routes_with_another_login_or_tls_share_neither_transactions_nor_connections() -> None:

@@ -33,6 +33,8 @@ PROVIDERS = Providers(Outbound())
         (["mx.notgoogle.com"], "mx.notgoogle.com", 5, 100),
         (["google.com.evil.test"], "google.com.evil.test", 5, 100),
         (["b.hoster.test", "a.hoster.test"], "a.hoster.test,b.hoster.test", 5, 100),
+        (["mx.evil.test", "aspmx.l.google.com"], "aspmx.l.google.com,mx.evil.test", 5, 100),
+        (["google"], "google.", 5, 100),
         ([], "far.test", 5, 100),
     ],
 )
@@ -125,6 +127,23 @@ def test_what_trouble_says_about_the_place(site: str, phase: Phase, what: str | 
         strain = PROVIDERS.strain(site, phase, what)
     assert (strain.kind if strain else None) is expected
     assert strain is None or (strain.pause_s >= 60) is (strain.kind is SLOW)
+
+
+@pytest.mark.parametrize("words", ["421 4.7.28 rate limited", "421 4.3.2 closing"])
+def test_a_server_that_is_not_the_providers_cannot_speak_for_it(words: str) -> None:
+    """A domain may name a provider's server first and one of its own behind it, or let its records change."""
+    code, _, text = words.partition(" ")
+    reply = Remote(int(code), text)
+    assert PROVIDERS.strain("google", Phase.MAIL, reply, "mx.evil.test") is None
+    assert PROVIDERS.strain("google", Phase.MAIL, reply, "aspmx.l.google.com") is not None
+    assert PROVIDERS.strain("mx.far.test", Phase.MAIL, reply, "mx2.far.test") is not None
+
+
+def test_a_domain_with_the_short_name_of_a_provider_is_a_place_of_its_own() -> None:
+    """Its dead server would else be taken for the provider's."""
+    for hosts in ([], ["yahoo"], ["YAHOO."]):
+        place = PROVIDERS.place("yahoo", hosts)
+        assert "yahoo" not in (place.site, place.hosts)
 
 
 @given(st.sampled_from([p.name for p in BUILT_IN]), st.sampled_from(Phase), st.integers(200, 399), st.text())
