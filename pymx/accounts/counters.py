@@ -5,25 +5,26 @@ When a call returns, what it wrote is committed and every other process sees it.
 
 Fails with `LimitsUnavailable`: no room, a failing disk, another process that holds the file for too long, or too much
 work waiting. Nobody is kept out for that: callers go on as if there were no limits, and the log says so once a minute.
-A damaged file is moved aside and begun anew.
+A damaged file is moved aside and begun anew; one that another process has begun anew, or that was removed, is left for
+the one that is there now. After `close` the counters can't be had.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pymx import log
 from pymx.accounts.banrules import Rules
-from pymx.accounts.limitstate import LimitState
+from pymx.accounts.limitstate import LimitState, is_damage
 
 T = TypeVar("T")
 
@@ -59,6 +60,7 @@ class Counters:
         self._waiting: list[_Work] = []
         self._running: asyncio.Future[list[object]] | None = None
         self._tidied_s = 0.0
+        self._is_closed = False
         self._complained_s = -_COMPLAIN_EVERY_S
         self._log = log.get("accounts")
 
@@ -70,6 +72,7 @@ class Counters:
 
     async def close(self) -> None:
         """Finish what waits, close the file, end the thread."""
+        self._is_closed = True
         while self._running is not None:
             await asyncio.wait([self._running])
             await asyncio.sleep(0)  # its callback starts the next batch
@@ -102,6 +105,8 @@ class Counters:
             self._log.error("limits_unavailable", path=self._path, reason=reason)
 
     async def _do(self, work: Callable[[LimitState], T], *, writes: bool) -> T:
+        if self._is_closed:  # a session that did not end in time
+            raise LimitsUnavailable("the server stops")
         if len(self._waiting) >= _MAX_WAITING:
             raise LimitsUnavailable("too much is waiting to be counted")
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -133,28 +138,35 @@ class Counters:
     # In the thread
 
     def _run(self, batch: list[_Work]) -> list[object]:
+        state = self._state
+        if state is not None and not state.is_current():
+            self._state = None
+            state.close()
         try:
             return self._commit(batch)
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError:
-            # damaged: opening it again moves it aside
-            if self._state is not None:
-                self._state.close()
-                self._state = None
+        except sqlite3.Error as e:
+            damaged = self._state
+            if damaged is None or not is_damage(e):
+                raise
+            self._state = None
+            self._tell_damaged(damaged.abandon())
             return self._commit(batch)
 
     def _commit(self, batch: list[_Work]) -> list[object]:
         state = self._state
         if state is None:
             state = self._state = LimitState(self._path, self._rules)
-            if state.moved is not None:
-                self._log.error("limits_damaged", path=state.moved, reason="bans and counters begin anew")
-        with state.transaction() if any(work.writes for work in batch) else nullcontext():
+            self._tell_damaged(state.moved)
+        with state.transaction() if any(work.writes for work in batch) else contextlib.nullcontext():
             results = [work.run(state) for work in batch]
         now = self.clock()
-        if now - self._tidied_s >= _TIDY_EVERY_S:
+        if abs(now - self._tidied_s) >= _TIDY_EVERY_S:  # also when the clock was set back
             self._tidied_s = now
-            with state.transaction():
+            # busy or full: it can wait, and the batch is done
+            with contextlib.suppress(sqlite3.OperationalError), state.transaction():
                 state.tidy(now)
         return results
+
+    def _tell_damaged(self, moved: Path | None) -> None:
+        if moved is not None:
+            self._log.error("limits_damaged", path=moved, reason="bans and counters begin anew")

@@ -11,7 +11,11 @@ last second, which is no loss worth a sync per login. Blocking: only a thread of
     written  whom an account wrote to (64 bits of an HMAC)
     notice   which notice was given when, so that it is given once
 
-A damaged file is moved aside and begun anew: bans are forgotten, nothing else. Errors: LimitStateError.
+A damaged file is moved aside and begun anew: bans are forgotten, nothing else. Who has it open sees by `is_current`
+that another process did so, or that an administrator removed it. Errors: LimitStateError.
+
+Times are those of the clock, and after it was wrong: what lies ahead then is taken for of now (`tidy`), so that nothing
+is kept longer than it would have been.
 """
 
 from __future__ import annotations
@@ -36,11 +40,13 @@ FILE_NAME = "limits.sqlite"
 LimitStateError = sqlite3.Error
 _VERSION = 1
 _BUSY_S = 5.0
+_BUSY_STILL_S = 0.2  # once it was in vain: whoever waits here keeps logins waiting
 _HOUR_S = 3600
 _DAY_HOURS = 24
 _WRITTEN_S = 366 * 86_400  # so long an account is known to have written to somebody
 _MAX_ROWS = 200_000  # of guesses and of written: the oldest go first
 _RATE_S = 2 * _HOUR_S
+_AHEAD_S = 600  # further ahead is nothing that was written by a right clock
 
 _SCHEMA = """
 CREATE TABLE secret(id INTEGER PRIMARY KEY CHECK (id = 1), key BLOB NOT NULL);
@@ -133,14 +139,33 @@ class LimitState:
         except sqlite3.DatabaseError:
             self.moved = _move_aside(path)
             self._db, self._key = _open(path)
+        self._inode = path.stat().st_ino
+        self._patience_s = _BUSY_S
 
     def close(self) -> None:
         self._db.close()
 
+    def is_current(self) -> bool:
+        """Is it still the file of that name?"""
+        try:
+            return self.path.stat().st_ino == self._inode
+        except OSError:
+            return False
+
+    def abandon(self) -> Path | None:
+        """Close a file that proved to be damaged, and move it aside: where to, if nobody else has done so."""
+        self.close()
+        return _move_aside(self.path) if self.is_current() else None
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything inside is committed at once, or not at all."""
-        _begin(self._db)
+        try:
+            _begin(self._db, self._patience_s)
+        except sqlite3.OperationalError:
+            self._patience_s = _BUSY_STILL_S
+            raise
+        self._patience_s = _BUSY_S
         try:
             yield
         except BaseException:
@@ -350,6 +375,7 @@ class LimitState:
     def tidy(self, now: float) -> None:
         """Forget what is over."""
         rules = self.rules
+        self._set_back(now)
         self._db.execute("DELETE FROM guess WHERE last_s <= ?", (now - rules.window_s,))
         self._db.execute("DELETE FROM login WHERE last_s <= ?", (now - rules.good_s,))
         self._db.execute("DELETE FROM ban WHERE until_s <= ?", (now - FORGIVEN_S,))
@@ -360,6 +386,18 @@ class LimitState:
         for table in ("guess", "written"):
             last = f"SELECT last_s FROM {table} ORDER BY last_s DESC LIMIT 1 OFFSET {_MAX_ROWS}"  # noqa: S608  # ours
             self._db.execute(f"DELETE FROM {table} WHERE last_s < ({last})")  # noqa: S608  # names from above
+
+    def _set_back(self, now: float) -> None:
+        """What was noted while the clock was ahead."""
+        ahead, hour = now + _AHEAD_S, int(now // _HOUR_S)
+        for table in ("guess", "login", "written"):
+            self._db.execute(f"UPDATE {table} SET last_s = ? WHERE last_s > ?", (now, ahead))  # noqa: S608  # ours
+        self._db.execute(
+            "UPDATE ban SET until_s = until_s - since_s + ?1, since_s = ?1 WHERE since_s > ?2", (now, ahead)
+        )
+        self._db.execute("UPDATE notice SET at_s = ? WHERE at_s > ?", (now, ahead))
+        self._db.execute("UPDATE OR REPLACE sent SET hour = ?1 WHERE hour > ?1 + 1", (hour,))
+        self._db.execute("DELETE FROM rate WHERE since_s > ?", (ahead,))
 
     def _count(self, statement: str, *values: object) -> int:
         return int(self._db.execute(statement, values).fetchone()[0] or 0)
@@ -372,7 +410,7 @@ def _open(path: Path) -> tuple[sqlite3.Connection, bytes]:
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
-        _begin(db)
+        _begin(db, _BUSY_S)
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
         if version == 0:
             for statement in _SCHEMA.split(";"):
@@ -389,10 +427,15 @@ def _open(path: Path) -> tuple[sqlite3.Connection, bytes]:
     return db, bytes(key)
 
 
-def _begin(db: sqlite3.Connection) -> None:
+def is_damage(error: sqlite3.Error) -> bool:
+    """Is the file itself broken? Else it is busy, full, not permitted, or not understood."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _begin(db: sqlite3.Connection, patience_s: float) -> None:
     """Take the right to write. SQLite itself waits in steps of up to 0.1 s, between which a busy process finds the way
     free again and again, and one that waits never does."""
-    until = time.monotonic() + _BUSY_S
+    until = time.monotonic() + patience_s
     db.execute("PRAGMA busy_timeout = 0")
     try:
         while True:

@@ -271,6 +271,81 @@ async def test_a_file_damaged_while_in_use_is_begun_anew(
     assert "limits_damaged" in [r.getMessage() for r in caplog.records]
 
 
+async def test_a_page_damaged_while_in_use_is_noticed(
+    open_door: OpenDoor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """The file can be opened again and is damaged all the same: bans must not be off for good."""
+    first, second = await open_door(), await open_door()
+    await first.guess(3)
+    damage_pages(tmp_path / FILE_NAME)
+    assert (await first.guess(5))[-1] == "banned"
+    assert await second.login("geheim") == "banned"  # goes by the new file too
+    assert [r.getMessage() for r in caplog.records].count("limits_damaged") == 1
+
+
+def damage_pages(path: Path) -> None:
+    """The page of the table of guesses: the file can still be opened."""
+    db = sqlite3.connect(path)
+    size = db.execute("PRAGMA page_size").fetchone()[0]
+    page = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'guess'").fetchone()[0]
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    # the same inode: the server has it open
+    with path.open("r+b") as file:
+        file.seek(size * (page - 1))
+        file.write(b"\xff" * size)
+    db.execute("PRAGMA user_version = 1")  # has others look at the pages again
+    db.close()
+
+
+async def test_a_removed_file_is_missed_by_all_processes(open_door: OpenDoor, tmp_path: Path):
+    """An administrator's way to lift all bans; what pymxctl then writes must be seen."""
+    first, second = await open_door(), await open_door()
+    await first.guess(4)
+    for file in tmp_path.glob(FILE_NAME + "*"):
+        file.unlink()
+    assert await first.login("geheim") == ALICE
+    await second.guess(4, peer_ip="192.0.2.9")
+    assert await first.login("geheim", peer_ip="192.0.2.9") == "banned"
+
+
+async def test_a_clock_that_was_ahead_makes_no_ban_longer(open_door: OpenDoor):
+    """A ban is never longer than set, nor does an account stay capped by what it sent in the future."""
+    door = await open_door(ban_first_s=600)
+    right = door.clock.now
+    door.clock.now += 30 * 86_400
+    await door.guess(4)
+    await door.counters.write(lambda state: state.add_sent(ALICE, ["x@elsewhere.test"], door.clock.now, messages=5))
+    door.clock.now = right
+    assert await door.login("geheim") == "banned"
+    door.clock.now += 601
+    assert await door.login("geheim") == ALICE
+    door.clock.now += 25 * 3600
+    assert (await door.counters.read(lambda state: state.sent(ALICE, door.clock.now))).messages == 0
+
+
+async def test_while_another_program_holds_the_file_logins_wait_once(
+    open_door: OpenDoor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    door = await open_door()
+    other = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert await door.login("geheim") == ALICE
+    started = time.monotonic()
+    assert await door.guess(4) == ["wrong"] * 4
+    assert time.monotonic() - started < 4  # and not 5 s for each
+    other.execute("ROLLBACK")
+    other.close()
+    assert (await door.guess(5))[-1] == "banned"
+    assert [r.getMessage() for r in caplog.records].count("limits_unavailable") == 1
+
+
+async def test_closed_counters_keep_nobody_out(open_door: OpenDoor):
+    """A session may outlast them when the server stops."""
+    door = await open_door()
+    await door.counters.close()
+    assert await door.login("geheim") == ALICE
+
+
 async def test_sessions_of_a_changed_or_removed_account_are_named(open_door: OpenDoor, registry: Registry):
     door = await open_door()
     directory = door.authenticator._directory
