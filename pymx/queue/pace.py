@@ -12,6 +12,8 @@ Slowed down. When the remote says that we send too much, nothing is tried for as
 each time again within six hours, up to four hours. After that one connection, and half of what was sent per minute
 before; both grow back with success.
 
+A clock that is set back moves all these times with it.
+
 Rates. Messages per minute and per hour are spaced out, with a burst of a tenth; within any such span of time the limit
 holds. The warm-up ceiling counts by UTC day.
 """
@@ -35,6 +37,8 @@ _SLOW_AGAIN_S = 6 * 3600.0
 _SLOW_MAX_S = 4 * 3600.0
 _DEAD_MAX_S = 3600.0
 _LEARNED_GROWTH = 1.1
+_SPREAD_S = 3600.0  # what is put back for a learned rate comes back within that time: the rate grows meanwhile
+_SET_BACK_S = 1.0
 _ROUNDING_S = 1e-6  # Unix seconds as floats are good to about that
 
 
@@ -102,6 +106,10 @@ class Rate:
     def take(self, now: float) -> None:
         self._at = max(self._at, now) + self.interval_s
 
+    def move(self, by_s: float) -> None:
+        """The clock was changed."""
+        self._at += by_s
+
 
 class Pace:
     """The state of one site or one set of hosts."""
@@ -128,11 +136,15 @@ class Pace:
         self.day = 0
         self.sent_today = 0
         self._postponed_until = 0.0
+        self._now = 0.0  # when it was asked last
 
     # -- may one start? ---------------------------------------------------------------------------------------------
 
     def free_at(self, now: float) -> float:
         """When the next attempt may start: not after `now` = now, FOREVER = when one of those that run has ended."""
+        if now < self._now - _SET_BACK_S:
+            self._move(now - self._now)
+        self._now = now
         if self.paused_until > now:
             return self.paused_until
         at = 0.0
@@ -147,6 +159,15 @@ class Pace:
             return FOREVER
         return at
 
+    def _move(self, by_s: float) -> None:
+        """The clock was set back: what was a minute ahead is a minute ahead still."""
+        for rate in (self._minute, self._hour, self._learned):
+            if rate is not None:
+                rate.move(by_s)
+        self.paused_until = max(0.0, self.paused_until + by_s)
+        self._slowed_at = max(0.0, self._slowed_at + by_s)
+        self._postponed_until = max(0.0, self._postponed_until + by_s)
+
     def why(self, now: float) -> str:
         """Why nothing may start before `free_at`."""
         if self.paused_until > now:
@@ -157,7 +178,10 @@ class Pace:
 
     def postponed_until(self, now: float) -> float:
         """The time for a message that can't be sent for a long while: one after the other, as the rates allow."""
-        at = max(self.free_at(now), self._postponed_until, now)
+        free_at = max(self.free_at(now), now)
+        at = max(free_at, self._postponed_until)
+        if self._learned is not None and at > free_at + _SPREAD_S:
+            at = free_at
         step = max((r.interval_s for r in (self._minute, self._hour, self._learned) if r is not None), default=0.0)
         self._postponed_until = at + step
         return at

@@ -36,6 +36,7 @@ _TURN_S = 2.0
 _PLACES = 50_000
 _PLACE_S = 3600.0
 _PACES = 20_000
+_SET_BACK_S = 1.0
 
 
 @dataclass(slots=True)
@@ -129,7 +130,7 @@ class Window:
         self._spilled: dict[tuple[str, bool], dict[str, None]] = {}  # site and whether new mail → destinations
         self._stalled: dict[str, None] = {}  # sites with deferred mail that wants a slot
         self._saved = dict(saved or {})
-        self._began = now
+        self._began = self._now = now
         self._active_deferred = 0
         self.hungry = False  # there is room again for what is known to lie on disk
         self.fresh = 0
@@ -139,7 +140,7 @@ class Window:
 
     def _place_of(self, destination: str, now: float) -> Place | None:
         found = self._places.get(destination)
-        if found is not None and found[1] > now:
+        if found is not None and now < found[1] <= now + _PLACE_S:
             return found[0]
         if destination in self._known or not self._placing:
             return self._known.get(destination) or Place(destination, destination, self._limits)
@@ -323,6 +324,12 @@ class Window:
         """What to do next. `after` is what the asker just did: it may go on with the same destination for a while."""
         if after is not None and (again := self._same_again(after, now)) is not None:
             return again
+        if now < self._now - _SET_BACK_S:
+            # what waits for a time would wait until the clock has come there again
+            self._timers.clear()
+            for site in self._sites.values():
+                self._list(site)
+        self._now = now
         while self._timers and self._timers[0][0] <= now:
             _, name = heapq.heappop(self._timers)
             if (site := self._sites.get(name)) is not None:

@@ -206,3 +206,27 @@ def test_forgiveness_lets_one_try_start() -> None:
     subject.forgive()
     assert [len(run_round(subject, NOON + n)) for n in (2, 3)] == [1, 2]
     assert run_round(subject, NOON + 4, SLOW)[0] is Change.SLOWED
+
+
+def test_a_long_queue_comes_back_within_an_hour_of_a_slow_down() -> None:
+    """The rate learned is a guess and grows with success; what waited for it must not be put off for days."""
+    subject = pace()
+    subject.end(NOON, subject.begin(NOON), SLOW, accepted=False)
+    times = [subject.postponed_until(NOON) for _ in range(10_000)]
+    assert min(times) == NOON + 600
+    assert max(times) <= NOON + 600 + 3700
+    assert len(set(times)) > 30  # and not all at once
+
+
+def test_a_clock_that_is_set_back_keeps_nothing_waiting_until_it_has_come_there_again() -> None:
+    """It was a year ahead for a moment: pauses and rates move with it."""
+    ahead = NOON + 365 * 86_400
+    paused, rated = pace(), pace(per_minute=1)
+    for subject in (paused, rated):
+        subject.free_at(ahead)
+    paused.end(ahead, paused.begin(ahead), SLOW, accepted=False)
+    rated.end(ahead, rated.begin(ahead), None, accepted=True)
+    assert paused.free_at(ahead) == ahead + 600
+    assert paused.free_at(NOON) <= NOON + 600
+    assert NOON < rated.free_at(NOON) <= NOON + 61
+    assert rated.postponed_until(NOON) <= NOON + 61
