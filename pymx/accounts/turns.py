@@ -1,13 +1,14 @@
 """Whose password is checked next.
 
 So many checks at a time as there are threads, and no more than one for one address: who sends many passwords waits for
-himself. Addresses that somebody logged in from lately go first, and take the place of another one in a full queue.
+himself. Addresses that somebody logged in from lately go first, and take the place of another one in a full queue. So
+does anybody, of an address that has several waiting: one that sends many passwords fills the queue for nobody else.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 
@@ -37,9 +38,10 @@ class Turns:
             self._grant(source)
             return
         if len(self._first) + len(self._rest) >= self._max_waiting:
-            if not (first and self._rest):
+            last = self._least_entitled(source, first)
+            if last is None:
                 raise Crowded
-            last = self._rest.pop()
+            self._rest.remove(last)
             if not last.granted.done():
                 last.granted.set_exception(Crowded())
         waiter = _Waiter(source, asyncio.get_running_loop().create_future())
@@ -53,6 +55,14 @@ class Turns:
             elif waiter.granted.done() and not waiter.granted.cancelled() and waiter.granted.exception() is None:
                 self.give(source)
             raise
+
+    def _least_entitled(self, source: str, first: bool) -> _Waiter | None:
+        """Who has to make room for one more of `source`, if anybody."""
+        waiting = Counter(waiter.source for waiter in self._rest if waiter.source)
+        crowd, count = max(waiting.items(), key=lambda pair: pair[1], default=("", 0))
+        if count > waiting[source] + 1:
+            return next(waiter for waiter in reversed(self._rest) if waiter.source == crowd)
+        return self._rest[-1] if first and self._rest else None
 
     def give(self, source: str) -> None:
         """The check is over: the next one's turn."""

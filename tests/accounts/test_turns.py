@@ -98,6 +98,23 @@ async def test_a_full_queue_turns_strangers_away_and_makes_room_for_others():
     await row.end_all()
 
 
+async def test_one_address_does_not_fill_the_queue_for_others():
+    """One guesser with a hundred connections, and the others still log in."""
+    row = Row(Turns(1, 3))
+    for name in ("running", "a1", "a2", "a3"):
+        await row.come(name, "a")
+    await row.come("b", "b")
+    assert row.refused == ["a3"]
+    await row.come("c", "")
+    assert row.refused == ["a3", "a2"]
+    await row.come("a4", "a")
+    assert row.refused == ["a3", "a2", "a4"]
+    await row.end("running")
+    await row.end("a1")
+    assert row.order == ["running", "a1", "b"]
+    await row.end_all()
+
+
 async def test_who_stops_waiting_leaves_the_row():
     row = Row(Turns(1, 10))
     await row.come("running", "a")
