@@ -4,8 +4,9 @@ A triplet (network, sender, recipient) may pass when it comes again after `delay
 passed, mail from that network for that sender's domain is known for `remember_s` and is not delayed again (s. 5).
 Only hashes are kept. Above `max_entries` those seen longest ago go.
 
-A damaged file is moved aside and begun anew: at worst some senders are told once more. Synchronous, used in one thread.
-Errors: `GreylistUnusable`.
+A damaged file is moved aside and begun anew, and one that another process has begun anew, or that was removed, is left
+for the one that is there now: at worst some senders are told once more. Synchronous, used in one thread. Errors:
+`GreylistUnusable`.
 """
 
 from __future__ import annotations
@@ -55,12 +56,15 @@ class Greylist:
         self._times = times
         self._max_entries = max_entries
         self._db: sqlite3.Connection | None = None
+        self._inode = 0
         self._writes = 0
 
     def may_pass(self, network: str, mail_from: str, recipient: str, now: float) -> float:
         """0.0 when mail of this triplet may come in, else the seconds after which it may. Raises GreylistUnusable."""
         domain = mail_from.rpartition("@")[2]
         triplet, client = _hash(network, mail_from, recipient), _hash(network, domain)
+        if self._db is not None and not self._is_current():
+            self.close()
         try:
             return self._ask(triplet, client, now)
         except sqlite3.OperationalError as e:
@@ -123,10 +127,21 @@ class Greylist:
                 db.close()
                 raise
             self._db = db
+            self._inode = self._path.stat().st_ino
         return self._db
 
+    def _is_current(self) -> bool:
+        """Is it still the file of that name?"""
+        try:
+            return self._path.stat().st_ino == self._inode
+        except OSError:
+            return False
+
     def _move_aside(self) -> None:
+        is_ours = self._db is None or self._is_current()
         self.close()
+        if not is_ours:
+            return
         with contextlib.suppress(FileNotFoundError):
             self._path.rename(self._path.with_name(f"{self._path.name}.damaged"))
         for suffix in ("-wal", "-shm"):

@@ -98,6 +98,7 @@ class Learner:
         self._pause_s = pause_s
         self._lessons: deque[Lesson] = deque()
         self._waiting = 0  # messages in them
+        self._staying: set[str] = set()  # accounts with a lesson of what stayed among them
         self._more = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._is_down = False
@@ -119,7 +120,11 @@ class Learner:
                 _log.warning(
                     "lessons_left_out", account=lesson.account, count=self._left_out, reason="too many are waiting"
                 )
-        if not lesson.uids and lesson.kind is not Kind.STAYED:
+        if lesson.kind is Kind.STAYED:
+            if lesson.account in self._staying:
+                return  # the one that waits finds as much
+            self._staying.add(lesson.account)
+        elif not lesson.uids:
             return
         self._lessons.append(lesson)
         self._waiting += len(lesson.uids)
@@ -141,6 +146,8 @@ class Learner:
                 self._more.clear()
                 await self._more.wait()
             lesson = self._lessons.popleft()
+            if lesson.kind is Kind.STAYED:
+                self._staying.discard(lesson.account)
             try:
                 async with contextlib.aclosing(self._read(lesson)) as messages:
                     async for uid, message in messages:

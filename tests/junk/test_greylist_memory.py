@@ -112,3 +112,14 @@ def test_a_damaged_file_is_moved_aside(path: Path) -> None:
 def test_a_directory_that_is_not_there_is_unusable(tmp_path: Path) -> None:
     with pytest.raises(GreylistUnusable):
         Greylist(tmp_path / "no" / "greylist.sqlite", TIMES).may_pass(*WHO, 1000.0)
+
+
+def test_a_file_that_was_replaced_is_left(path: Path, greylist: Greylist) -> None:
+    """Another process found it damaged, say: both have to go by the same file afterwards."""
+    greylist.may_pass(*WHO, 1000.0)
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
+    other = Greylist(path, TIMES)
+    assert other.may_pass(*WHO, 2000.0) == 300
+    assert greylist.may_pass(*WHO, 2301.0) == 0
+    other.close()

@@ -111,6 +111,26 @@ async def test_what_the_teacher_does_not_want_is_not_read() -> None:
     assert [message for _, message, _ in teacher.learned] == [b"2"]
 
 
+async def test_lessons_of_what_stayed_do_not_pile_up() -> None:
+    """Each move into Junk asks for one; a user who moves thousands must not fill the memory with them."""
+    teacher = Class()
+    teacher.kinds = frozenset({Kind.STAYED})
+    reads = 0
+
+    async def inbox(lesson: Lesson) -> AsyncGenerator[tuple[int, bytes], None]:
+        nonlocal reads
+        reads += 1
+        yield reads, b""
+
+    async with learning(teacher, inbox) as learner:
+        for _ in range(1000):
+            learner.learn(lesson(kind=Kind.STAYED))
+        await wait_until(lambda: teacher.learned)
+        learner.learn(lesson(kind=Kind.STAYED))
+        await wait_until(lambda: len(teacher.learned) == 2)
+    assert reads == 2
+
+
 async def test_a_teacher_that_is_away_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
     teacher = Class([TeacherUnavailable("gone")] * (TRIES - 1))
     async with learning(teacher) as learner:
