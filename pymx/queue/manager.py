@@ -23,8 +23,9 @@ import fcntl
 import os
 import random
 import socket
+import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from pymx import log, metrics
@@ -90,6 +91,7 @@ class Manager:
         self._stopping = False
         self._finished = False  # no attempt runs any more
         self._group: asyncio.TaskGroup | None = None
+        self._saving = threading.Lock()
         self._looking: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -117,7 +119,7 @@ class Manager:
                 if self._ends:
                     await self._queue.record(self._ends)
                 await self._queue.give_back([item.delivery for item in self._window.empty()])
-                await asyncio.to_thread(save, self._queue.directory, self._window.saved(time.time()))
+                await self._save(self._window.saved(time.time()))
         finally:
             os.close(lock)
 
@@ -134,11 +136,18 @@ class Manager:
             await asyncio.sleep(_SAVE_EVERY_S)
             now = self._window.saved(time.time())
             if now != before:
-                try:
-                    await asyncio.to_thread(save, self._queue.directory, now)
-                except OSError as e:
-                    _log.error("queue_unavailable", error=f"pace.json: {e}")
+                await self._save(now)
                 before = now
+
+    async def _save(self, paces: Mapping[str, Mapping[str, object]]) -> None:
+        def run() -> None:
+            with self._saving:  # one that was cancelled may still be at it
+                save(self._queue.directory, paces)
+
+        try:
+            await asyncio.to_thread(run)
+        except OSError as e:
+            _log.error("queue_unavailable", error=f"pace.json: {e}")
 
     def stop(self) -> None:
         """End `run` when the attempts that are being made have ended."""
@@ -301,6 +310,7 @@ class Manager:
         if late or has_expired(self._outbound, item.arrived_s, now):
             assert self._group is not None
             self._concluding += 1
+            self._busy.add((item.queue_id, item.destination))
             self._group.create_task(self._conclude_postponed(postponed))
             return
         next_s = min(postponed.until_s, max(now, expires_at(self._outbound, item.arrived_s)))

@@ -312,8 +312,10 @@ class State:
                 (want.after_id, want.fresh_limit),
             ).fetchall()
             rows += room.admit(found)
-            taken.after_id = found[-1][0] if found else taken.after_id
             taken.more = len(found) == want.fresh_limit
+            # nothing new up to the end: the next look need not go over all that is deferred
+            last = found[-1][0] if taken.more else self.db.execute("SELECT max(id) FROM delivery").fetchone()[0]
+            taken.after_id = max(taken.after_id, last or 0)
         if want.deferred_limit:
             found = self.db.execute(
                 f"SELECT {columns} FROM delivery WHERE fresh = 0 AND lease = 0 AND held = 0"  # noqa: S608

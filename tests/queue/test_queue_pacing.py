@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from queue_samples import Remote, copy, outcomes
+from queue_samples import Remote, copy, outcomes, want
 from support.wait import wait_until
 from test_queue_manager import EVERYTHING, files_in, opened, running, state
 
@@ -107,6 +107,25 @@ async def test_a_damaged_pace_file_counts_as_none(tmp_path: Path, content: bytes
         async with running(queue, remote, find_place=grouped(Limits(5, 100), a="big")):
             await queue.enqueue([copy("x@a.test")])
             await wait_until(lambda: not files_in(tmp_path))
+
+
+async def test_paces_that_cannot_be_saved_are_no_error_at_the_end(tmp_path: Path) -> None:
+    """A full disk, for one."""
+    async with opened(tmp_path / "queue") as queue:
+        (tmp_path / "queue" / "pace.json.new").mkdir()
+        async with running(queue, Remote()):
+            pass
+
+
+async def test_a_look_for_new_mail_does_not_go_over_all_deferred_mail_again(tmp_path: Path) -> None:
+    """Where reading stopped is the end, also when nothing new was there: 100,000 deferred rows take time."""
+    async with opened(tmp_path / "queue") as queue:
+        await queue.enqueue([copy(f"x{n}@a.test") for n in range(3)])
+        later = want(after_id=1)
+        assert [item.delivery for item in (await queue.take(later)).items] == [2, 3]
+        again = await queue.take(want(after_id=0))
+        assert [item.delivery for item in again.items] == [1]
+        assert again.after_id == 3
 
 
 async def test_what_is_over_the_rate_is_put_back_in_order(tmp_path: Path, state: Callable[[], State]) -> None:
