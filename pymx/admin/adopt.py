@@ -118,9 +118,14 @@ def unfit(context: Context, settings: dovecot.Settings, *, named: bool) -> Itera
     if per_account and "%" not in path and not path.startswith("~") and path != wanted:
         text = f"Dovecot has the mail of alice@example.com in {path}, pymx in {wanted}"
         yield Finding("", "root_other", text, "set root under [mail] in pymx.toml, or move the directories")
-    if settings.packing:
-        text = f"Dovecot compresses or encrypts mail ({', '.join(settings.packing)}); pymx can't read such files"
+    if "mail_crypt" in settings.packing:
+        text = "Dovecot encrypts mail (mail_crypt); pymx can't read such files"
         yield Finding("", "packing", text, "switch the plugin off and let Dovecot write these messages anew")
+    elif settings.packing:
+        text = (
+            f"Dovecot compresses mail ({', '.join(settings.packing)}); pymx serves what is compressed with gzip or zstd"
+        )
+        yield Finding("", "packing", text + ", and leaves new mail as it is", wrong=False)
 
 
 def apart(context: Context, settings: dovecot.Settings, owner: Owner, place: Place) -> Iterator[Finding]:

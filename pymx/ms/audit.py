@@ -26,7 +26,9 @@ _REMEDIES = {
     "file_name_unusable": "rename the files to names without line breaks or colons, or remove them",
     "not_a_message_file": "move them somewhere else; folders belong beside cur/, not in it",
     "keywords_nameless": "give them names in dovecot-keywords (a line is: number of the letter, space, name)",
-    "packed_gzip": "pymx can't serve such files: let Dovecot write them anew without that plugin",
+    "packed": "pymx can't serve such files: let Dovecot write them anew without that plugin",
+    "packed_gzip": "they are torn or damaged: restore them from a backup",
+    "packed_zstd": "they are damaged, or the package that reads them is missing: pip install 'pymx[zstd]'",
     "message_unreadable": "look at the file's owner and mode; on an I/O error restore it from a backup",
 }
 
@@ -165,7 +167,7 @@ class Audit:
     def _finding(self, mailbox: str, problem: Problem) -> Finding:
         kind, text, wrong = problem
         where = f" '{mailbox}'" if mailbox else ""
-        remedy = _REMEDIES.get("packed_gzip" if kind.startswith("packed_") else kind, "")
+        remedy = _REMEDIES.get(kind) or _REMEDIES.get(kind.partition("_")[0], "")
         if wrong and not remedy:
             remedy = f"pymxctl mailbox reindex {self.user}{where}"
         return Finding(mailbox, kind, text, remedy, wrong)
@@ -233,7 +235,9 @@ class Audit:
         disk, wire = auditfiles.claimed_sizes(name, keys)
         if not self._read_messages:
             octets = os.stat(file, follow_symlinks=False).st_size
-            return (f"S={disk}, is {octets}" if disk not in (None, octets) else ""), ""
+            if disk in (None, octets) or auditfiles.packed_kind(file):
+                return "", ""
+            return f"S={disk}, is {octets}", ""
         if not auditfiles.is_regular(file):
             return "", ""
         octets, wire_octets, kind = auditfiles.true_sizes(file)

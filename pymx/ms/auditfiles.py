@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator
 
 from pymx.mail.flags import MAX_KEYWORD_OCTETS
 from pymx.ms import keywords, names, subscriptions, uidlist
+from pymx.ms import packed as unpacking
 from pymx.ms.fault import some
 from pymx.ms.layout import Levels
-from pymx.ms.measure import CHUNK, wire_growth
+from pymx.ms.measure import sizes
 
 TMP_S = 36 * 3600
 _LOCK_S = 120
@@ -173,19 +174,20 @@ def lock_problems(directory: bytes) -> Iterator[Problem]:
 
 
 def true_sizes(path: bytes) -> tuple[int, int, str]:
-    """Octets on disk and on the wire, and how the file is packed. Raises OSError."""
-    total = wire = 0
-    kind = ""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    with open(fd, "rb", buffering=0) as file:
-        last = b""
-        while data := file.read(CHUNK):
-            if not total:
-                kind = packed(data[:16])
-            total += len(data)
-            wire += len(data) + wire_growth(data) - (last == b"\r" and data.startswith(b"\n"))
-            last = data[-1:]
-    return total, wire, kind
+    """Octets of the message and of its wire form, and how it is packed if that can't be read. Raises OSError."""
+    kind = packed_kind(path)
+    try:
+        if kind in ("gzip", "zstd") and unpacking.is_whole(path):
+            kind = ""
+        return *sizes(path), kind
+    except unpacking.Missing:
+        return 0, 0, "zstd"
+
+
+def packed_kind(path: bytes) -> str:
+    """How the file is compressed or encrypted. Raises OSError."""
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb", buffering=0) as file:
+        return packed(file.read(16))
 
 
 def claimed_sizes(name: bytes, keys: bytes = b"") -> tuple[int | None, int | None]:

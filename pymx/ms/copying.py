@@ -18,7 +18,7 @@ from pymx.ms.errors import LimitReached, Unavailable
 from pymx.ms.flagging import HOLD_MESSAGES
 from pymx.ms.index import ARRIVED
 from pymx.ms.keys import copy as copy_keys
-from pymx.ms.measure import CHUNK, wire_size
+from pymx.ms.measure import CHUNK, sizes
 from pymx.ms.rows import MessageRow, select
 from pymx.ms.uidlist import MAX_UID, Record
 
@@ -157,7 +157,7 @@ def _place(
 
 def _size(path: bytes) -> int:
     try:
-        return os.stat(path).st_size
+        return sizes(path)[0]
     except FileNotFoundError as error:
         raise _Moved from error
 
@@ -187,16 +187,16 @@ def _duplicate(target: Box, path: bytes) -> bytes:
     """A synced copy of the file in the target's `tmp/`."""
     disk = target.home.disk
     try:
-        size = os.stat(path)
+        found, size = os.stat(path), sizes(path)
     except FileNotFoundError as error:
         raise _Moved from error
-    copy_path = os.path.join(target.tmp, names.new_base(target.home.host, size.st_size, wire_size(path)))
+    copy_path = os.path.join(target.tmp, names.new_base(target.home.host, *size))
     fd = disk.create(copy_path, target.home.mode)
     try:
         with open(path, "rb") as file:
             while data := file.read(CHUNK):
                 disk.write(fd, data)
-        disk.set_mtime(fd, size.st_mtime_ns)
+        disk.set_mtime(fd, found.st_mtime_ns)
         disk.fsync(fd)
     finally:
         disk.close(fd)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from pymx.ms import packed
+
 CHUNK = 262_144
 
 
@@ -21,16 +23,20 @@ def to_wire(data: bytes) -> bytes:
 
 
 def wire_size(path: bytes) -> int:
-    """Octets of the wire form of the file at `path`."""
-    total = 0
-    with open(path, "rb") as file:
+    """Octets of the wire form of the message at `path`."""
+    return sizes(path)[1]
+
+
+def sizes(path: bytes) -> tuple[int, int]:
+    """Octets of the message at `path`, unpacked, with the line ends that it has, and of its wire form."""
+    total = wire = 0
+    with open(packed.open_plain(path, flags=0), "rb", buffering=0) as file:
         last = b""
         while data := file.read(CHUNK):
-            total += len(data) + wire_growth(data)
-            if last == b"\r" and data.startswith(b"\n"):
-                total -= 1
+            total += len(data)
+            wire += len(data) + wire_growth(data) - (last == b"\r" and data.startswith(b"\n"))
             last = data[-1:]
-    return total
+    return total, wire
 
 
 def wire_chunks(fd: int) -> Iterator[bytes]:

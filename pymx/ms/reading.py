@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from pymx.mail.preview import MAX_OCTETS, preview
-from pymx.ms import keys
+from pymx.ms import keys, packed
 from pymx.ms.arrive import Render, keep_rendered
 from pymx.ms.box import Box, Hold
 from pymx.ms.measure import to_wire
@@ -22,7 +22,7 @@ _END_OF_HEADER = re.compile(rb"\n\r?\n")
 
 
 def open_message(box: Box, uid: int) -> int | None:
-    """A file descriptor of the message, or None when it is gone."""
+    """A file descriptor of the message, unpacked if need be, or None when it is gone."""
     for attempt in range(3):
         if attempt == 2:
             with Hold(box, full=True):
@@ -36,7 +36,7 @@ def open_message(box: Box, uid: int) -> int | None:
         directories = (box.new, box.cur) if in_new else (box.cur, box.new)
         for directory in directories:
             try:
-                return os.open(os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                return packed.open_plain(os.path.join(directory, name))
             except FileNotFoundError:
                 continue
     return None
@@ -85,9 +85,7 @@ def fill_keys(box: Box, low: int, uids: Sequence[int], render: Render, stopped: 
             files = select(db, low, portion, columns="id & 4294967295, in_new, name")
         for uid, in_new, name in files:
             try:
-                fd = os.open(
-                    os.path.join(box.new if in_new else box.cur, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-                )
+                fd = packed.open_plain(os.path.join(box.new if in_new else box.cur, name))
             except FileNotFoundError:
                 header = read_header(box, uid)
             else:
@@ -115,6 +113,8 @@ def read_small(box: Box, low: int, uids: Sequence[int], limit: int) -> dict[int,
             continue
         try:
             data = os.read(fd, limit + 1)
+            if packed.kind(data):
+                continue
             if len(data) <= limit and not os.read(fd, 1):
                 out[uid] = to_wire(data)
         finally:

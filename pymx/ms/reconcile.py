@@ -16,7 +16,7 @@ from pymx import log
 from pymx.ms import keywords, morekeywords, names, repair, uidlist
 from pymx.ms.box import POWER_CUT, Hold
 from pymx.ms.index import ARRIVED, EXPUNGED
-from pymx.ms.measure import wire_size
+from pymx.ms.measure import sizes, wire_size
 from pymx.ms.uidlist import Record
 
 _DUPLICATE_S = 30
@@ -245,7 +245,7 @@ def _undouble(hold: Hold, name: bytes, in_new: int) -> bool:
                 hold.disk.unlink(path)
                 hold.touched()
         else:
-            fresh = names.new_base(hold.box.home.host, here.st_size, wire_size(path))
+            fresh = names.new_base(hold.box.home.host, *sizes(path))
             hold.disk.rename(path, os.path.join(hold.box.new, fresh))
             _log.warning("base_twice", mailbox=hold.box.name, path=os.fsdecode(path))
             hold.touched()
