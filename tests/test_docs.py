@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from pymx.admin.ctl import NOUNS
+from pymx.checks.build import build_pipeline
 from pymx.config import document
 from pymx.config.load import load, parse
-from pymx.config.model import Config
+from pymx.config.model import Checks, Config, Dns, Rspamd
+from pymx.resolver.resolver import Resolver
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pymx"
@@ -167,6 +169,28 @@ def test_every_field_is_explained() -> None:
     assert len(documented) == len(set(documented))
     fields = logged(PACKAGE).fields
     assert {f: w for f, w in fields.items() if f not in documented} == {}
+
+
+def test_every_check_has_its_section(tmp_path: Path) -> None:
+    """docs/checks.md says of each what it does, what holds when it can't run, and how to turn it off."""
+    everything = Config(
+        hostname="mx.example.test",
+        data_dir=str(tmp_path),
+        checks=Checks(dnsbl=["bl.example"], dnswl=["wl.example"], greylist=True),
+        rspamd=Rspamd(url="http://127.0.0.1:1"),
+    )
+    pipeline = build_pipeline(everything, Resolver(Dns(nameservers=["127.0.0.1:1"])))
+    assert pipeline is not None
+    page = (ROOT / "docs" / "checks.md").read_text().partition("\n## The checks\n")[2].partition("\n## ")[0]
+    sections: dict[str, str] = {}
+    for section in page.split("\n### ")[1:]:
+        heading, _, text = section.partition("\n")
+        assert heading.partition(": ")[2], heading
+        sections |= dict.fromkeys(heading.partition(":")[0].split(", "), text)
+    assert sections.keys() == {check.name for check in pipeline.checks}
+    for name, text in sections.items():
+        assert re.search(r"\bCan(?:'t| always) run\b", text), name
+        assert re.search(r"\b[Oo]ff\b", text), name
 
 
 def test_undocumented_event_would_be_found(tmp_path: Path) -> None:
