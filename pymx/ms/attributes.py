@@ -109,7 +109,7 @@ class Change:
                 else:
                     there[key] = value
             octets = sum(len(key) + len(value) for key, value in there.items())
-            if octets > self.max_octets and any(wanted.values()):
+            if octets > self.max_octets and any(value is not None for value in wanted.values()):
                 raise LimitReached("Too many entries")
 
         return _rewrite(account.home, put)

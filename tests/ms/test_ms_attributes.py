@@ -57,6 +57,8 @@ async def test_limit_is_kept_and_taking_away_is_always_possible(tmp_path: Path) 
     await put(store, "INBOX", a=b"x" * 4000, b=b"y" * 4000)
     with pytest.raises(LimitReached):
         await put(store, "INBOX", c=b"z" * 4000)
+    with pytest.raises(LimitReached):
+        await put(store, "INBOX", **{"d" * 4000: b""})
     await store.set_attributes(OWNER, "INBOX", {"/private/a": None}, max_octets=10)
     assert await store.attributes(OWNER, "INBOX") == {"/private/b": b"y" * 4000}
     with pytest.raises(InvalidName):
