@@ -11,7 +11,7 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from pymx.ms.errors import NoSuchMailbox
+from pymx.ms.errors import InvalidName, NoSuchMailbox
 from pymx.ms.mailbox import Mailbox
 from pymx.proto.imap.commands.append import CatenatePart, TextPart
 from pymx.proto.imap.errors import No
@@ -78,7 +78,7 @@ async def _of_url(client: Client, text: str) -> bytes:
             if url.uidvalidity not in (None, mailbox.uidvalidity):
                 raise bad
             found = await _read(client, mailbox, url)
-    except NoSuchMailbox:
+    except (NoSuchMailbox, InvalidName):
         raise bad from None
     if found is None:
         raise bad
@@ -104,14 +104,17 @@ def _ours(client: Client, url: MessageUrl) -> bool:
 
 @asynccontextmanager
 async def _opened(client: Client, url: MessageUrl) -> AsyncIterator[Mailbox]:
-    """The mailbox of a URL: the selected one, or another, opened just for this."""
+    """The mailbox of a URL: the selected one, or another, opened just for this. Raises NoSuchMailbox, InvalidName."""
     if url.mailbox is None:
         if client.mailbox is None:
             raise NoSuchMailbox("No mailbox is selected")
         yield client.mailbox
         return
-    name = client.namespace.folded(url.mailbox)
-    mailbox = await client.server.store.open(client.account, client.namespace.to_store(name), read_only=True)
+    try:
+        name = client.namespace.to_store(url.mailbox)
+    except No as outside:
+        raise NoSuchMailbox(outside.text) from None
+    mailbox = await client.server.store.open(client.account, name, read_only=True)
     try:
         yield mailbox
     finally:

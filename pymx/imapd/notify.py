@@ -11,7 +11,7 @@ INBOXES means all of the user's mailboxes, since filters may deliver into any.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,13 +60,14 @@ class Notifications:
     def __init__(self, client: Client, groups: Sequence[EventGroup]) -> None:
         self._client = client
         of_selected = [group for group in groups if group.scope in (SELECTED, SELECTED_DELAYED)]
-        self._groups = [group for group in groups if group.scope not in (SELECTED, SELECTED_DELAYED)]
+        others = [group for group in groups if group.scope not in (SELECTED, SELECTED_DELAYED)]
+        self._groups = [(each, frozenset(map(client.namespace.folded, each.mailboxes))) for each in others]
         events = of_selected[0].events if of_selected else frozenset()
         self.tells_messages = MESSAGE_NEW in events
         self.tells_flags = FLAG_CHANGE in events
         self.immediate = any(group.scope == SELECTED for group in of_selected)  # EXPUNGE at any time
         self.items: tuple[FetchItem, ...] = of_selected[0].items if of_selected else ()
-        self._wanted = frozenset[str]().union(*(group.events for group in self._groups))
+        self._wanted = frozenset[str]().union(*(group.events for group in others))
         self._observer = client.server.store.observe(client.account, client.wire.wake) if self._wanted else None
         self._known: dict[str, _Name] = {}
         self._guids: dict[str, str] = {}
@@ -89,23 +90,31 @@ class Notifications:
     def _events(self, name: str, *, subscribed: bool) -> frozenset[str]:
         """What is to be told of a name: of all groups it is in, up to one that says NONE (s. 6)."""
         found: frozenset[str] = frozenset()
-        for group in self._groups:
-            if self._is_in(group, name, subscribed=subscribed):
+        for group, mailboxes in self._groups:
+            if self._is_in(group.scope, mailboxes, name, subscribed=subscribed):
                 if not group.events:
                     break
                 found |= group.events
         return found
 
-    def _is_in(self, group: EventGroup, name: str, *, subscribed: bool) -> bool:
-        if group.scope == "SUBSCRIBED":
+    def _is_in(self, scope: str, mailboxes: frozenset[str], name: str, *, subscribed: bool) -> bool:
+        if scope == "SUBSCRIBED":
             return subscribed
-        if group.scope not in ("SUBTREE", "MAILBOXES"):
+        if scope not in ("SUBTREE", "MAILBOXES"):
             return True  # PERSONAL, INBOXES: there are no mailboxes of others
-        folded = [self._client.namespace.folded(each) for each in group.mailboxes]
-        if group.scope == "MAILBOXES":
-            return name in folded
+        if scope == "MAILBOXES":
+            return name in mailboxes
+        return any(top in mailboxes for top in self._tops(name))
+
+    def _tops(self, name: str) -> Iterator[str]:
+        """The roots of all trees that a name is in: itself, each level above it, and the whole ("")."""
         separator = self._client.namespace.separator
-        return any(not top or name == top or name.startswith(top + separator) for top in folded)
+        yield name
+        at = name.rfind(separator)
+        while at > 0:
+            yield name[:at]
+            at = name.rfind(separator, 0, at)
+        yield ""
 
     async def _look_at_names(self) -> dict[str, _Name]:
         """The names there are; what is watched follows them. Raises No if that is too much."""

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 from imap_rig import ALICE, running
 from support.tls import TlsFiles
 from support.wait import wait_until
 
 from pymx.config.model import Imap, Mail
+from pymx.imapd.client import Client
+from pymx.imapd.namespace import Namespace
+from pymx.imapd.notify import Notifications
 from pymx.ms.store import Delivered, Delivery, Store
+from pymx.proto.imap.commands.notify import EventGroup
 from pymx.proto.imap.render import render
 from pymx.spool import Content
 
@@ -122,3 +128,28 @@ async def test_idle_and_compression_go_together_with_it(tmp_path: Path, tls_file
         assert (await client.line()).startswith(b"* STATUS Sent (MESSAGES 2 UIDNEXT 3")
         await client.close()
         await other.close()
+
+
+async def test_message_that_cannot_be_fetched_as_asked_ends_nothing(tmp_path: Path, tls_files: TlsFiles) -> None:
+    """RFC 3516 s. 4.3: a part that can't be decoded is refused, here untagged; what follows is told as asked."""
+    strange = MESSAGE.replace(b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: x-strange\r\n\r\n")
+    async with running(tmp_path, tls_files) as rig:
+        client = await rig.select()
+        await client.ok("NOTIFY SET (selected (MessageNew (BINARY[1]) MessageExpunge))")
+        await rig.deliver(strange)
+        assert [await client.line() for _ in range(2)] == [b"* 1 EXISTS", b"* 1 RECENT"]
+        assert (await client.line()).startswith(b"* NO [UNKNOWN-CTE]")
+        await rig.deliver(MESSAGE)
+        assert [await client.line() for _ in range(2)] == [b"* 2 EXISTS", b"* 2 RECENT"]
+        assert await client.line() == b"* 2 FETCH (BINARY[1] {6}\r\nText\r\n)"
+        await client.close()
+
+
+def test_asking_for_many_names_takes_no_time_for_each_mailbox() -> None:
+    """Wishes of 64 KB meet each of an account's mailboxes, in the loop that serves everybody."""
+    groups = [EventGroup(scope, tuple(f"q{n}" for n in range(1000)), frozenset()) for scope in ("MAILBOXES", "SUBTREE")]
+    wanted = Notifications(cast(Client, SimpleNamespace(namespace=Namespace("", "."))), groups * 14)
+    before = time.process_time()
+    for n in range(1000):
+        assert wanted._events(f"Box{n}.below.it", subscribed=True) == frozenset()
+    assert time.process_time() - before < 1

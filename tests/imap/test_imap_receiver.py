@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,6 +98,7 @@ CASES = [
         [(b"a", b"REPLACE", [b"1", b"x", b"catenate", b"(", b"url", b"/;1", b"text", [b"hi"], b")"])],
     ),
     (b"a append x catenate (url {300}\r\n", [BAD_LITERAL]),
+    (b"a append x catenate ({3+}\r\nabc)\r\n", [(b"a", b"APPEND", [b"x", b"catenate", b"(", [b"abc"], b")"])]),
     (
         b"a setmetadata {1+}\r\nx (/a ~{2+}\r\n\x00b)\r\n",
         [(b"a", b"SETMETADATA", [b"x", b"(", b"/a", b"~", b"\x00b", b")"])],
@@ -153,6 +156,14 @@ def test_too_many_messages_in_one_append_are_refused() -> None:
     data = b"a append x" + b" {1+}\r\nx" * 129 + b"\r\nb noop\r\n"
     found = events(receiver(line=10_000, append=10, swallow=40), [data])
     assert found == [Refused(b"a", "NO", "LIMIT", "Too many messages in one APPEND"), (b"b", b"NOOP", [])]
+
+
+def test_many_words_between_many_literals_take_no_time() -> None:
+    """Each literal of a long APPEND is looked at, whether it is a URL's, while everybody waits."""
+    made = receiver(line=65_536, append=1000)
+    before = time.process_time()
+    assert events(made, [b"a append x" + b" CATENATE (" * 5000 + b"xURL {1+}\r\nx" * 100 + b"\r\n"])
+    assert time.process_time() - before < 1
 
 
 def test_memory_stays_bounded_in_a_line_without_end() -> None:

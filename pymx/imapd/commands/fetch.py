@@ -12,6 +12,7 @@ from contextlib import aclosing
 from typing import cast
 
 from pymx.imapd.client import CHUNK, Client, Disconnected
+from pymx.imapd.trouble import no_text
 from pymx.mail.flags import SEEN
 from pymx.mail.mime import Part, parse
 from pymx.ms.mailbox import StoredMessage
@@ -89,9 +90,17 @@ async def fetch(client: Client, arguments: Fetch) -> bytes:
 
 
 async def fetch_new(client: Client, uids: Sequence[int], items: Sequence[FetchItem]) -> None:
-    """FETCH responses for messages that arrived just now, as NOTIFY asked for (RFC 5465 s. 5.1)."""
-    messages = SequenceSet(tuple(ranges_of(uids)))
-    await fetch(client, Fetch(messages, True, tuple(items), None, wants_uid="UID" in items))
+    """FETCH responses for messages that arrived just now, as NOTIFY asked for (RFC 5465 s. 5.1).
+
+    A message that can't be shown so is told with an untagged NO, and the others are shown.
+    """
+    decoded = any(isinstance(item, BodyItem) and item.kind != "body" for item in items)
+    for part in [[uid] for uid in uids] if decoded else [uids]:
+        messages = SequenceSet(tuple(ranges_of(part)))
+        try:
+            await fetch(client, Fetch(messages, True, tuple(items), None, wants_uid="UID" in items))
+        except No as refused:
+            client.write(b"* %b\r\n" % no_text(refused))
 
 
 async def _extended(client: Client, plan: _Plan, rows: Sequence[Row]) -> list[Row]:

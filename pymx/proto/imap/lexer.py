@@ -176,6 +176,10 @@ class Cursor:
             flags.append(self.flag())
         return flags
 
+    def comes(self, pattern: re.Pattern[bytes]) -> bool:
+        """Whether this comes next."""
+        return pattern.match(self._data, self._position) is not None
+
     def opens(self) -> bool:
         return self.peek() == _OPEN
 

@@ -29,8 +29,6 @@ _SUB_COMMAND = re.compile(rb" ([A-Za-z]{1,31})(?= |\Z|\r)")
 # Commands that bring messages (REPLACE: RFC 8508), and those of them whose literal is the mailbox's name.
 _APPEND = re.compile(rb"[^ ]+ (?:APPEND|(?:UID )?REPLACE) ", re.IGNORECASE)
 _APPEND_NAME = re.compile(rb"[^ ]+ (?:APPEND|(?:UID )?REPLACE [^ ]+) \Z", re.IGNORECASE)
-# A URL among the parts of a message (CATENATE, RFC 4469) is no message.
-_URL = re.compile(rb" CATENATE \((?:.* )?URL \Z", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(rb'([^\x00-\x20(){%*"\\\x7f-\xff+]{1,255}) ')
 
 
@@ -232,7 +230,10 @@ class Receiver:
         head = self._line[: min(start, 300)]
         if _APPEND.match(head) is None or (start <= 300 and _APPEND_NAME.match(head) is not None):
             return False
-        return self._line[start - 4 : start].upper() != b"URL " or _URL.search(self._line[:start]) is None
+        # A URL among the parts of a message (CATENATE, RFC 4469) is no message.
+        if self._line[max(0, start - 5) : start].upper() not in (b" URL ", b"(URL "):
+            return True
+        return self._line[:start].upper().find(b" CATENATE (") < 0
 
     def _judge(self, size: int, message: bool) -> Refused | None:
         if message:

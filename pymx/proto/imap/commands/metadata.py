@@ -1,6 +1,9 @@
 """GETMETADATA and SETMETADATA (RFC 5464 s. 4), and the METADATA response.
 
 Entry names are caseless and come out in lower case. An empty mailbox name means the server itself.
+
+Deviation: the options of GETMETADATA are taken behind the mailbox too, where the examples of the RFC have them (against
+its grammar) and Roundcube sends them.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ MAX_ENTRIES = 200
 MAX_NAME_OCTETS = 1000
 # s. 3.2: no wildcards, no empty component, no slash at the end
 _ENTRY = re.compile(rb"(?:/[^/*%\x00-\x1f\x7f-\xff]+)+")
+_OPTIONS = re.compile(rb"\((?:MAXSIZE|DEPTH) ", re.IGNORECASE)
 _EVERYTHING = 0xFFFF_FFFF
 _DEPTHS = {"0": 0, "1": 1, "INFINITY": _EVERYTHING}
 
@@ -79,11 +83,15 @@ def _options(cursor: Cursor) -> tuple[int | None, int]:
 def parse_getmetadata(cursor: Cursor) -> GetMetadata:
     cursor.space()
     max_octets, depth = None, 0
-    if cursor.opens():
+    options = cursor.opens()
+    if options:
         max_octets, depth = _options(cursor)
         cursor.space()
     name = mailbox(cursor)
     cursor.space()
+    if not options and cursor.comes(_OPTIONS):
+        max_octets, depth = _options(cursor)
+        cursor.space()
     entries: dict[str, None] = {}
     if not cursor.opens():
         entries[_entry(cursor)] = None
