@@ -169,7 +169,7 @@ class Resolver:
         host, port = server
         per_try_s = max(0.5, self._timeout_s / (_TRIES * len(self._servers)))
         edns = server not in self._no_edns
-        query = dns.message.make_query(qname, rdtype, use_edns=0 if edns else None, payload=_EDNS_OCTETS)
+        query = dns.message.make_query(qname, rdtype, use_edns=0 if edns else False, payload=_EDNS_OCTETS)
         query.flags |= dns.flags.AD
         try:
             response, _ = await dns.asyncquery.udp_with_fallback(
