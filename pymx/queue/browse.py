@@ -6,12 +6,17 @@ second, at once when it is told.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pymx.queue.files import Files
 from pymx.queue.item import QueueId
 from pymx.queue.state import State, translated
+
+_Delivery = tuple[int, str, str]  # id, queue id, destination
+_BATCH = 200  # deliveries altered in one transaction
+_MAX_PAUSE_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,30 +144,47 @@ def history(state: State, queue_id: str) -> list[AttemptLine]:
     return [AttemptLine(*row) for row in rows]
 
 
-def _selected(state: State, selection: Selection) -> list[tuple[int, str, str]]:
+def _in_batches(state: State, selection: Selection, alter: Callable[[list[_Delivery]], None]) -> Iterator[int]:
+    """Have what is selected now altered, oldest first, each batch in a transaction of its own; how many messages, when
+    one is committed.
+
+    While one is made nobody else can write: with 100,000 messages in one the server would take no mail for seconds. So
+    they are small, and as long as one took the others have their turn. What arrives meanwhile is not meant.
+    """
     if selection.is_empty:
-        return []
+        return
     where, values = selection.where()
-    return state.db.execute(
-        f"SELECT d.id, d.queue_id, d.destination FROM delivery d WHERE {where}",  # noqa: S608
-        values,
-    ).fetchall()
+    with translated():
+        (last,) = state.db.execute("SELECT max(id) FROM delivery").fetchone()
+    after = 0
+    before = ""
+    while True:
+        began = time.monotonic()
+        with state.transaction():
+            rows = state.db.execute(
+                "SELECT d.id, d.queue_id, d.destination FROM delivery d"  # noqa: S608
+                f" WHERE d.id > ? AND d.id <= ? AND {where} ORDER BY d.id LIMIT ?",
+                (after, last or 0, *values, _BATCH),
+            ).fetchall()
+            if rows:
+                alter(rows)
+        # a message's deliveries have ids that follow each other
+        names = [row[1] for row in rows]
+        yield len(set(names)) - (before in names)
+        if len(rows) < _BATCH:
+            return
+        after, before = rows[-1][0], names[-1]
+        time.sleep(min(time.monotonic() - began, _MAX_PAUSE_S))
 
 
 def hold(state: State, selection: Selection) -> int:
     """Keep deliveries from being tried; how many messages."""
-    with state.transaction():
-        rows = _selected(state, selection)
-        state.hold([row[0] for row in rows])
-    return len({row[1] for row in rows})
+    return sum(_in_batches(state, selection, lambda rows: state.hold([row[0] for row in rows])))
 
 
 def retry(state: State, selection: Selection, now: float, *, release: bool) -> int:
     """Try now; held ones only when `release`."""
-    with state.transaction():
-        rows = _selected(state, selection)
-        state.retry([row[0] for row in rows], now, release=release)
-    return len({row[1] for row in rows})
+    return sum(_in_batches(state, selection, lambda rows: state.retry([row[0] for row in rows], now, release=release)))
 
 
 def remove(state: State, files: Files, selection: Selection) -> int:
@@ -172,34 +194,44 @@ def remove(state: State, files: Files, selection: Selection) -> int:
     the committer.
     """
     gone: list[QueueId] = []
-    with state.transaction():
-        rows = _selected(state, selection)
+
+    def alter(rows: list[_Delivery]) -> None:
         for delivery, name, destination in rows:
             queue_id = QueueId(name)
-            others = state.db.execute(
-                "SELECT 1 FROM delivery WHERE queue_id = ? AND id != ? LIMIT 1", (queue_id, delivery)
-            ).fetchone()
-            kept = (
-                bool(selection.domain)
-                and state.db.execute(
-                    "SELECT 1 FROM recipient WHERE queue_id = ? AND destination = ? AND domain != ? LIMIT 1",
-                    (queue_id, destination, selection.domain.lower()),
-                ).fetchone()
-            )
-            if not others and not kept:
-                state.delete(queue_id)
+            if _remove_one(state, files, selection.domain.lower(), delivery, queue_id, destination):
                 gone.append(queue_id)
-                continue
-            condition, values = "queue_id = ? AND destination = ?", [queue_id, destination]
-            if selection.domain:
-                condition += " AND domain = ?"
-                values.append(selection.domain.lower())
-            numbers = state.db.execute(f"SELECT number FROM recipient WHERE {condition}", values).fetchall()  # noqa: S608
-            files.mark_done(queue_id, [n for (n,) in numbers])
-            state.db.execute(f"DELETE FROM recipient WHERE {condition}", values)  # noqa: S608
-            if not kept:
-                state.db.execute("DELETE FROM delivery WHERE id = ?", (delivery,))
         state.changed()
-    for queue_id in gone:
-        files.remove(queue_id)
-    return len({row[1] for row in rows})
+
+    count = 0
+    for messages in _in_batches(state, selection, alter):
+        count += messages
+        while gone:
+            files.remove(gone.pop())
+    return count
+
+
+def _remove_one(state: State, files: Files, domain: str, delivery: int, queue_id: QueueId, destination: str) -> bool:
+    """Drop one delivery, or its recipients in `domain`; whether that was the last of its message."""
+    others = state.db.execute(
+        "SELECT 1 FROM delivery WHERE queue_id = ? AND id != ? LIMIT 1", (queue_id, delivery)
+    ).fetchone()
+    kept = (
+        bool(domain)
+        and state.db.execute(
+            "SELECT 1 FROM recipient WHERE queue_id = ? AND destination = ? AND domain != ? LIMIT 1",
+            (queue_id, destination, domain),
+        ).fetchone()
+    )
+    if not others and not kept:
+        state.delete(queue_id)
+        return True
+    condition, values = "queue_id = ? AND destination = ?", [queue_id, destination]
+    if domain:
+        condition += " AND domain = ?"
+        values.append(domain)
+    numbers = state.db.execute(f"SELECT number FROM recipient WHERE {condition}", values).fetchall()  # noqa: S608
+    files.mark_done(queue_id, [n for (n,) in numbers])
+    state.db.execute(f"DELETE FROM recipient WHERE {condition}", values)  # noqa: S608
+    if not kept:
+        state.db.execute("DELETE FROM delivery WHERE id = ?", (delivery,))
+    return False

@@ -327,8 +327,8 @@ class Window:
         if now < self._now - _SET_BACK_S:
             # what waits for a time would wait until the clock has come there again
             self._timers.clear()
-            for site in self._sites.values():
-                self._list(site)
+            for waiting in self._sites.values():
+                self._list(waiting)
         self._now = now
         while self._timers and self._timers[0][0] <= now:
             _, name = heapq.heappop(self._timers)

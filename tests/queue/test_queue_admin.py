@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -10,6 +11,10 @@ import pytest
 from queue_samples import copy, outcomes, want
 
 from pymx.admin import ctl
+from pymx.config.model import Outbound
+from pymx.queue import browse
+from pymx.queue.browse import Selection
+from pymx.queue.files import Files
 from pymx.queue.item import Attempt, Copy, Result
 from pymx.queue.pace import Pace, Rules
 from pymx.queue.pacefile import save
@@ -29,8 +34,6 @@ def config(tmp_path: Path) -> Path:
 
 
 async def fill(config: Path, *messages: Copy) -> None:
-    from pymx.config.model import Outbound
-
     queue = Queue(config.parent / "data" / "queue", Outbound())
     queue.wake = lambda: None
     await queue.start()
@@ -183,3 +186,35 @@ async def test_paces_shows_who_is_slowed_down(config: Path, capsys: pytest.Captu
         ["google", "slowed down", "421 4.7.28 rate limited", 1],
         ["mx.far.test", "dead", "connection refused", 2],
     ]
+
+
+async def test_a_long_queue_is_removed_while_mail_is_taken(tmp_path: Path) -> None:
+    """In small transactions: in a single one nothing could be accepted until the last message was gone."""
+    directory = tmp_path / "queue"
+    queue = Queue(directory, Outbound())
+    queue.wake = lambda: None
+    await queue.start()
+    state, files = State(directory / "state.sqlite"), Files(directory)
+    state.open()
+    files.open()
+    taken, waiting = [], set()
+    try:
+        for _ in range(4):
+            await queue.enqueue([copy(f"x{n}@d{n % 3}.test", "y@e.test") for n in range(150)])
+        removing = asyncio.create_task(asyncio.to_thread(browse.remove, state, files, Selection(everything=True)))
+        while not removing.done():
+            taken += await queue.enqueue([copy("new@a.test")])
+            old = await queue._call(
+                lambda s: s.db.execute("SELECT count(*) FROM delivery WHERE destination = 'e.test'").fetchone()[0]
+            )
+            waiting.add(old)
+        assert waiting & set(range(1, 600))
+        assert await removing >= 600
+        left = {path.name for path in (directory / "messages").iterdir()}
+        assert left <= set(taken)
+        assert set(state.queue_ids()) == left
+        assert left
+    finally:
+        state.close()
+        files.close()
+        await queue.close()
