@@ -56,6 +56,7 @@ dmarc = {checks}
 arc = {checks}
 iprev = {checks}
 helo = {checks}
+early_talker = {checks}
 [limits]
 account_messages_per_day = 0
 account_new_recipients_per_day = 0

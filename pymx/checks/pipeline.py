@@ -92,7 +92,8 @@ class Pipeline:
 
     def begin(self, facts: Facts) -> Inspection:
         """Start the checks that know enough already."""
-        facts.origin = replace(facts.origin, peer_ip=str(peer_address(facts.origin.peer_ip)))
+        if ":" in facts.origin.peer_ip:  # perhaps an IPv4 address that came mapped, or one with a scope
+            facts.origin = replace(facts.origin, peer_ip=str(peer_address(facts.origin.peer_ip)))
         inspection = Inspection(self, facts)
         inspection.start(_EARLY)
         return inspection

@@ -14,6 +14,7 @@ IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _IPV6_PREFIX = 64
 _IPV4_NEIGHBOURS = 24
+_MAX_REMEMBERED = 4096
 
 
 def peer_address(text: str) -> IpAddress:
@@ -49,6 +50,8 @@ class Networks:
     def __init__(self, networks: Iterable[str]) -> None:
         """Raises ValueError for what is none."""
         self._networks = [ipaddress.ip_network(network, strict=False) for network in networks]
+        # the same few peers are asked for several times a message, and reading an address takes 10 µs
+        self._answers: dict[object, bool] = {}
 
     def __bool__(self) -> bool:
         return bool(self._networks)
@@ -57,5 +60,11 @@ class Networks:
         """Is the address in one of them?"""
         if not self._networks:
             return False
-        address = peer_address(str(text))
-        return any(address in network for network in self._networks if network.version == address.version)
+        answer = self._answers.get(text)
+        if answer is None:
+            if len(self._answers) >= _MAX_REMEMBERED:
+                self._answers.clear()
+            address = peer_address(str(text))
+            answer = any(address in network for network in self._networks if network.version == address.version)
+            self._answers[text] = answer
+        return answer
