@@ -13,11 +13,13 @@ import pytest
 from checks_rig import ALICE, OTHER_IP, Rig, Start, letter, results
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.clock import loop_clock
 from support.rspamd import RealRspamd
 
 from pymx.checks.breaker import Breaker
-from pymx.checks.check import Facts
+from pymx.checks.check import Facts, Stage
 from pymx.checks.retries import AFTER_S, Retries
+from pymx.checks.rspamd import RspamdCheck
 from pymx.config.model import Checks, Rspamd
 from pymx.junk.rspamd import Rspamd as Client
 from pymx.junk.rspamd import RspamdUnavailable, read_answer
@@ -219,6 +221,32 @@ async def test_what_becomes_of_mail_when_nobody_listens(
             assert len(rig.folder(ALICE, folder)) == 3
         assert len(rig.lines("rspamd_unavailable")) == 1
         assert rig.lines("rspamd_unavailable")[0]["verdict"] == when_down
+
+
+async def test_while_it_is_down_the_log_says_so_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """With how many messages it has not seen so far."""
+    async with stand_in() as (_, url):
+        pass
+    client = Client(url, password="", timeout_s=5, hostname="mx.example.test")
+    check = RspamdCheck(client, when_down="accept", max_octets=1_000_000)
+    known = Facts(Origin(Listener.SMTP, peer_ip="192.0.2.7"), "Q", None)
+    known.content = Content.from_bytes(letter().encode())
+    with loop_clock() as forward:
+        for wait_s in (0, 1, 50, 10, 1, 61):
+            forward(wait_s)
+            assert (await check.run(Stage.DATA, known)).word == "unavailable"
+    await check.close()
+    told = [vars(r)["fields"]["count"] for r in caplog.records if r.getMessage() == "rspamd_unavailable"]
+    assert told == [1, 4, 6]
+
+
+@pytest.mark.parametrize("action", ["quarantine", "discard"])
+async def test_what_was_accepted_is_not_thrown_away(action: str, checked: Start) -> None:
+    """Actions that would make a message vanish file it to Junk."""
+    async with stand_in() as (standing, url), checked(checks=QUIET, rspamd=Rspamd(url=url)) as rig:
+        standing.says(json.dumps({"action": action, "score": 20, "required_score": 15}))
+        assert (await rig.send(letter()))[0] == 250
+        assert rig.only(ALICE, "Junk")["X-Pymx-Junk"].startswith(f"rspamd: {action}, score 20 of 15")
 
 
 async def test_rspamd_that_comes_back_is_used_and_said(checked: Start) -> None:

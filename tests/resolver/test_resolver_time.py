@@ -11,6 +11,7 @@ import dns.message
 import dns.rcode
 import dns.rrset
 import pytest
+from support.clock import loop_clock
 from support.dns_server import DnsServer, Failure
 
 from pymx.config.model import Dns
@@ -20,16 +21,9 @@ from pymx.resolver.resolver import Resolver
 
 @pytest.fixture
 async def later() -> AsyncIterator[Callable[[float], None]]:
-    """Sets the loop's clock forward by so many seconds. Nothing may be waiting for it meanwhile."""
-    loop = asyncio.get_running_loop()
-    real, passed = loop.time, [0.0]
-    loop.time = lambda: real() + passed[0]  # type: ignore[method-assign]
-
-    def forward(seconds: float) -> None:
-        passed[0] += seconds
-
-    yield forward
-    loop.time = real  # type: ignore[method-assign]
+    """Sets the loop's clock forward by so many seconds."""
+    with loop_clock() as forward:
+        yield forward
 
 
 @pytest.mark.parametrize(
