@@ -9,7 +9,7 @@ import argparse
 import asyncio
 import ipaddress
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pymx.admin import identity
 from pymx.admin.accounts import registry
@@ -19,6 +19,9 @@ from pymx.admin.health.present import show
 from pymx.admin.zone import Domain, Need, Record, Server, all_records
 from pymx.mail.address import AddressError, domain_to_ascii, parse_domain
 from pymx.mailauth.dkim.keys import KeyUnusable
+
+if TYPE_CHECKING:
+    from pymx.resolver.resolver import Resolver
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,12 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--address",
             action="append",
             default=[],
-            type=_address,
+            type=address,
             help="a public address of this server, when it is behind a router that translates; may be repeated",
         )
 
 
-def _address(text: str) -> str:
+def address(text: str) -> str:
     try:
         return str(ipaddress.ip_address(text))
     except ValueError:
@@ -77,21 +80,22 @@ def gather(context: Context, name: str, addresses: Sequence[str]) -> tuple[Serve
 
 async def check(context: Context, server: Server, domains: Sequence[Domain]) -> list[Finding]:
     """What differs, and what does not, the worst first."""
+    from pymx.admin.health.examination import examine_dns
+
+    return await examine_dns(open_resolver(context), context.config, server, domains)
+
+
+def open_resolver(context: Context) -> Resolver:
+    """A resolver whose failures are findings, and not told on standard error."""
     import logging
 
-    from pymx.admin.health import checkdmarc, records
     from pymx.resolver.resolver import Resolver
 
-    logging.getLogger("pymx").addHandler(logging.NullHandler())  # failures are findings
+    logging.getLogger("pymx").addHandler(logging.NullHandler())
     try:
-        resolver = Resolver(context.config.dns)
+        return Resolver(context.config.dns)
     except ValueError as e:
         raise CtlError(str(e), Exit.USAGE) from None
-    site = records.Site(resolver, server, tuple(domains), Path(context.config.data_dir) / "dkim")
-    found = await records.check_records(site, all_records(server, domains))
-    found += records.unsigned(server, domains)
-    found += await checkdmarc.more(context.config.dns, [domain.name for domain in domains])
-    return sorted(found, key=lambda finding: -finding.severity)
 
 
 # --- records, for people

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pymx.admin.zone import Domain, Key, Port, Server
 from pymx.config.model import Config
+from pymx.mail.sts_policy import policy_id, policy_text
 from pymx.mailauth.dkim import rotation
 from pymx.mailauth.dkim.rotation import KeyState
 
@@ -24,8 +25,7 @@ _WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104  # compared with, not bound
 
 def server(config: Config, addresses: Sequence[str] = ()) -> Server:
     """`addresses`: what the server's name leads to, when the administrator says it. Raises KeyUnusable."""
-    tls = Path(config.tls.certificate) if config.tls.certificate else None
-    digest, issuer = _certificate(tls)
+    digest, issuer = _certificate(_certificate_file(config))
     return Server(
         hostname=config.hostname.lower(),
         receives=tuple(addresses) or receiving_addresses(config),
@@ -34,13 +34,22 @@ def server(config: Config, addresses: Sequence[str] = ()) -> Server:
         key_digests=(digest,) if digest else (),
         keys=_keys(config, config.hostname.lower()),
         authority=issuer,
+        client_pages=bool(config.web.listen_tls),
         smarthost=next((r.host for r in config.outbound.route if r.domain == "*"), ""),
     )
 
 
 def domain(config: Config, name: str) -> Domain:
     """Raises KeyUnusable."""
-    return Domain(name, _keys(config, name))
+    return Domain(name, _keys(config, name), _policy_id(config))
+
+
+def _policy_id(config: Config) -> str:
+    """The id of the MTA-STS policy that we serve, "" when we serve none."""
+    if not config.web.listen_tls or config.mta_sts.mode == "none":
+        return ""
+    settings = config.mta_sts
+    return policy_id(policy_text(settings.mode, settings.mx or [config.hostname], settings.max_age_s))
 
 
 def sending_addresses(config: Config) -> tuple[str, ...]:
@@ -119,6 +128,14 @@ def key_state(state: KeyState) -> str:
     if state.dates.waiting:
         return "waiting"
     return "replaced" if state.dates.replaced else ""
+
+
+def _certificate_file(config: Config) -> Path | None:
+    """That of the server's own name, as port 25 shows it."""
+    own = Path(config.data_dir) / "tls" / f"{config.hostname.lower()}.pem"
+    if own.exists():
+        return own
+    return Path(config.tls.certificate) if config.tls.certificate else None
 
 
 def _certificate(path: Path | None) -> tuple[str, str]:

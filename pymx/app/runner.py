@@ -10,6 +10,8 @@ from pathlib import Path
 
 from pymx import log
 from pymx.admin.control import Control
+from pymx.app.certs import look_after_certificates
+from pymx.app.errands import Errands
 from pymx.app.fulltext import FullTexts
 from pymx.app.pages import open_pages
 from pymx.app.reports import ReportsRunner
@@ -115,6 +117,7 @@ class RunnerSide:
         """Once at the start, then once a day."""
         root, keep_s = Path(self._config.mail.root), self._config.mail.keep_removed_days * _DAY_S
         while True:
+                "send": Errands(rooms).send,
             try:
                 gone = await asyncio.to_thread(purge, root, now=time.time(), keep_s=keep_s)
             except OSError as e:

@@ -63,6 +63,7 @@ class Envelope:
     ret: str = ""  # FULL, HDRS or "" (RFC 3461 s. 4.3)
     envid: str = ""
     requiretls: bool = False  # RFC 8689: over authenticated TLS all the way, or not at all
+    source_address: str = ""  # of ours, to send from, and no other; "" = as the settings have it
 
     def with_recipients(self, recipients: tuple[Recipient, ...]) -> Envelope:
         return replace(self, recipients=recipients)

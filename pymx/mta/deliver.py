@@ -149,7 +149,12 @@ class _Run:
     @property
     def _kept_key(self) -> str:
         """What was connected to for one wish is not good enough, or too good, for another."""
-        return f"{self._hop.key} {self._wish.value}".rstrip()
+        return f"{self._hop.key} {self._wish.value} {self._source}".rstrip()
+
+    @property
+    def _source(self) -> str:
+        """The address that the message itself asks to be sent from."""
+        return self._attempt.envelope.source_address
 
     @property
     def _name(self) -> str:
@@ -164,7 +169,10 @@ class _Run:
         mx, sources = self._deliver._mx, self._deliver.sources
         hosts = mx.fixed(self._hop.host) if self._hop.host else mx.hosts(self._hop.domain)
         tried = 0
-        async with aclosing(sources.ordered(hosts, self._name, time.time())) as addresses:
+        ordered = sources.of_family(hosts, self._source) if self._source else sources.ordered(
+            hosts, self._name, time.time()
+        )  # fmt: skip
+        async with aclosing(ordered) as addresses:
             async for host in addresses:
                 if host.address in self._had_its_say:
                     continue
@@ -255,7 +263,7 @@ class _Run:
     async def _open(self, host: Host, demand: Demand) -> Connection:
         deliver = self._deliver
         deliver._kept.make_room(self._place)
-        source = deliver.sources.source_for(self._name, host.address)
+        source = self._source or deliver.sources.source_for(self._name, host.address)
         return await Connection.open(
             host, self._hop, deliver._outbound, deliver._hostname, deliver._contexts, demand, source
         )

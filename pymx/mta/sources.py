@@ -131,6 +131,13 @@ class Sources:
         while len(self._families) > _REMEMBERED:
             self._families.popitem(last=False)
 
+    async def of_family(self, hosts: AsyncGenerator[Host, None], source: str) -> AsyncGenerator[Host, None]:
+        """The hosts that can be reached from `source`, as they come."""
+        async with aclosing(hosts):
+            async for host in hosts:
+                if (":" in host.address) == (":" in source):
+                    yield host
+
     async def ordered(
         self, hosts: AsyncGenerator[Host, None], destination: str, now: float
     ) -> AsyncGenerator[Host, None]:

@@ -96,6 +96,7 @@ class _Header(msgspec.Struct, omit_defaults=True):
     ret: str = ""
     envid: str = ""
     requiretls: bool = False
+    source_address: str = ""
     origin: _Origin = msgspec.field(default_factory=_Origin)
 
 
@@ -137,6 +138,7 @@ def header(copy: Copy, arrived_s: float) -> bytes:
             ret=envelope.ret,
             envid=envelope.envid,
             requiretls=envelope.requiretls,
+            source_address=envelope.source_address,
             origin=_Origin(
                 origin.listener.value, origin.session, origin.peer_ip, origin.helo,
                 origin.esmtp, origin.tls, origin.account, origin.peer_name, origin.sender_proven,
@@ -171,6 +173,7 @@ def _envelope(head: _Header) -> Envelope:
         ret=head.ret,
         envid=head.envid,
         requiretls=head.requiretls,
+        source_address=head.source_address,
     )
 
 

@@ -1,0 +1,88 @@
+"""Our ports: held by us while we run, else by nobody."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from pymx.admin.health.finding import Finding, fail, info, ok
+from pymx.admin.health.listening import Holder, at
+from pymx.admin.health.subject import Subject
+from pymx.config.model import Config
+
+# program → what it is, and how it is put away
+_KNOWN = {
+    "master": ("Postfix", "systemctl disable --now postfix"),
+    "exim4": ("Exim", "systemctl disable --now exim4"),
+    "exim": ("Exim", "systemctl disable --now exim"),
+    "sendmail": ("Sendmail", "systemctl disable --now sendmail"),
+    "sendmail-mta": ("Sendmail", "systemctl disable --now sendmail"),
+    "smtpd": ("OpenSMTPD", "systemctl disable --now opensmtpd"),
+    "dovecot": ("Dovecot", "systemctl disable --now dovecot.socket dovecot"),
+    "imap-login": ("Dovecot", "systemctl disable --now dovecot.socket dovecot"),
+    "couriertcpd": ("Courier", "systemctl disable --now courier-imap"),
+    "stalwart": ("Stalwart", "systemctl disable --now stalwart"),
+    "stalwart-mail": ("Stalwart", "systemctl disable --now stalwart-mail"),
+    "maddy": ("maddy", "systemctl disable --now maddy"),
+    "mox": ("mox", "systemctl disable --now mox"),
+    "docker-proxy": ("a Docker container", "docker ps, and stop the container that publishes the port"),
+    "nginx": ("nginx", "take that port out of its listen lines"),
+    "apache2": ("Apache", "take that port out of its Listen lines"),
+    "caddy": ("Caddy", "take that port out of its configuration"),
+    "systemd": ("systemd (a socket unit)", "systemctl list-sockets, and disable the unit, if it is not pymx's own"),
+}
+
+
+def listeners(config: Config) -> Iterator[tuple[str, str, int]]:
+    """(setting, address, port) of every TCP listener."""
+    for setting, specs in (
+        ("[smtp] listen", config.smtp.listen),
+        ("[submission] listen_tls", config.submission.listen_tls),
+        ("[submission] listen_starttls", config.submission.listen_starttls),
+        ("[imap] listen_tls", config.imap.listen_tls),
+        ("[imap] listen_starttls", config.imap.listen_starttls),
+        ("[lmtp] listen", config.lmtp.listen),
+        ("[web] listen", config.web.listen),
+        ("[web] listen_tls", config.web.listen_tls),
+    ):
+        for spec in specs:
+            if not spec.startswith("unix:"):
+                host, _, port = spec.rpartition(":")
+                yield setting, host.strip("[]"), int(port)
+
+
+def check(subject: Subject) -> Iterator[Finding]:
+    for setting, host, port in listeners(subject.config):
+        name = f"port:{host}:{port}"
+        where = f"port {port} at {host}"
+        holders = at(subject.listening, host, port)
+        others = [h for h in holders if not _is_ours(h)]
+        if subject.running:
+            if not holders:
+                yield fail(name, f"nobody listens at {where} ({setting}), although pymx runs", "systemctl restart pymx")
+            elif others:
+                yield _taken(name, where, others[0])
+            else:
+                yield ok(name, f"pymx listens at {where}")
+        elif not holders:
+            yield ok(name, f"{where} is free ({setting})")
+        elif others:
+            yield _taken(name, where, others[0])
+        else:
+            yield info(
+                name, f"a pymx listens at {where}, but not at our control socket", "is it one of another config?"
+            )
+
+
+def _is_ours(holder: Holder) -> bool:
+    words = holder.command.split()
+    return "serve" in words and any(word.endswith("pymx") for word in words)
+
+
+def _taken(name: str, where: str, holder: Holder) -> Finding:
+    if not holder.program:
+        remedy = "see which: ss -ltnp" + (" (as root)" if os.geteuid() else "")
+        return fail(name, f"{where} is taken by another program", remedy)
+    title, remedy = _KNOWN.get(holder.program, (holder.program, f"stop process {holder.pid}, or give us another port"))
+    said = f"{title} (process {holder.pid})" if title != holder.program else f"{holder.program} (process {holder.pid})"
+    return fail(name, f"{where} is taken by {said}", remedy)
