@@ -168,13 +168,14 @@ def _in_batches(state: State, selection: Selection, alter: Callable[[list[_Deliv
             ).fetchall()
             if rows:
                 alter(rows)
+        took_s = time.monotonic() - began
         # a message's deliveries have ids that follow each other
         names = [row[1] for row in rows]
         yield len(set(names)) - (before in names)
         if len(rows) < _BATCH:
             return
         after, before = rows[-1][0], names[-1]
-        time.sleep(min(time.monotonic() - began, _MAX_PAUSE_S))
+        time.sleep(min(took_s, _MAX_PAUSE_S))
 
 
 def hold(state: State, selection: Selection) -> int:
