@@ -10,7 +10,6 @@ from pathlib import Path
 
 from pymx import log
 from pymx.admin.control import Control
-from pymx.app.certs import look_after_certificates
 from pymx.app.errands import Errands
 from pymx.app.fulltext import FullTexts
 from pymx.app.pages import open_pages
