@@ -107,6 +107,7 @@ class RunnerSide:
                 "queue_changed": queue_changed,
                 "status": status,
                 "reports_send": reports.send,
+                "send": Errands(rooms).send,
             },
         )
         await control.start()
