@@ -48,11 +48,13 @@ class Command(Protocol):
 
 
 class Noun(NamedTuple):  # not a dataclass: importing those costs 10 ms, a fifth of a command
-    """`touches_data`: root becomes the server's user first. What only asks the daemon or reads the config need not."""
+    """`touches_data`: root becomes the server's user first. What only asks the daemon or reads the config need not.
+    Without `needs_config` it works on a machine that has none yet."""
 
     module: str
     help: str
     touches_data: bool = True
+    needs_config: bool = True
 
 
 NOUNS: dict[str, Noun] = {
@@ -76,6 +78,10 @@ NOUNS: dict[str, Noun] = {
     "reports": Noun("pymx.admin.reports", "what other servers report about our mail (DMARC, TLS), and we about theirs"),
     "log": Noun("pymx.admin.log", "what happens to mail, as it happens; see trace for one message"),
     "status": Noun("pymx.admin.status", "what the running server says of itself", touches_data=False),
+    "backup": Noun("pymx.admin.backup", "make, list, prove and thin out backups of everything"),
+    "restore": Noun(
+        "pymx.admin.restore", "bring a backup back, onto an empty machine", touches_data=False, needs_config=False
+    ),
     "check-config": Noun("pymx.admin.check_config", "is the configuration sound?", touches_data=False),
     "migrate": Noun("pymx.admin.migrate", "make or upgrade the tables in the accounts database"),
 }
@@ -119,15 +125,19 @@ def _run(words: list[str], *, as_json: bool) -> int:
     command.add_arguments(parser)
     rest = parser.parse_args(arguments.rest)
     path = Path(arguments.config)
-    context = Context(_load(path), path, json=as_json)
+    context = Context(_load(path, needed=noun.needs_config), path, json=as_json)
     if noun.touches_data:
         context.become_user()
     return command.run(rest, context)
 
 
-def _load(path: Path) -> Config:
+def _load(path: Path, *, needed: bool) -> Config:
     from pymx.config.load import ConfigError, load
 
+    if not needed and not path.exists():
+        from pymx.config.model import Config
+
+        return Config()
     try:
         return load(path)
     except ConfigError as e:

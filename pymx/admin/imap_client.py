@@ -6,6 +6,7 @@ A thin layer over imaplib that gives back whole FETCH responses and mailbox name
 from __future__ import annotations
 
 import imaplib
+import re
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -109,6 +110,14 @@ class Client:
                 items = answers.fetched(response[start:])
                 if b"UID" in items and b"RFC822.SIZE" in items:  # not a flag update of another session's
                     yield items
+
+    def bodies(self, first: int, last: int) -> Iterator[tuple[int, set[str], bytes]]:
+        """UID, flags and whole text of the messages with UIDs from `first` to `last`."""
+        for piece in self._call("uid", "FETCH", f"{first}:{last}", "(UID FLAGS BODY.PEEK[])"):
+            if isinstance(piece, tuple):
+                uid, flags = re.search(rb"UID (\d+)", piece[0]), re.search(rb"FLAGS \(([^)]*)\)", piece[0])
+                if uid is not None and flags is not None:
+                    yield int(uid[1]), set(flags[1].decode("ascii", "replace").split()), piece[1]
 
 
 class _Piped(imaplib.IMAP4_stream):

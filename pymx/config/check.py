@@ -39,6 +39,7 @@ def check(config: Config) -> list[str]:
         *_forwarding(config),
         *_reports(config),
         *_web(config),
+        *_backup(config),
     ]
 
 
@@ -352,3 +353,11 @@ def _readable(key: str, path: str) -> Iterator[str]:
     else:
         if empty:
             yield _error(key, path, "the file is empty")
+def _backup(config: Config) -> Iterator[str]:
+    target = config.backup.target
+    if target and not target.startswith("borg:") and not os.path.isabs(target):
+        yield _error("[backup] target", target, "expected an absolute path, borg:REPOSITORY, or nothing")
+    if target and Path(target).is_relative_to(config.mail.root):
+        yield _error("[backup] target", target, "lies in the mail root, and would be lost with it")
+
+

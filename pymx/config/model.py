@@ -523,6 +523,23 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     ] = 60
     database: Database = field(default_factory=Database)
     mail: Mail = field(default_factory=Mail)
+class Backup(Struct, forbid_unknown_fields=True, frozen=True):
+    """Backups by `pymxctl backup create`, which a timer runs every night; docs/operations.md says how to come back."""
+
+    target: Annotated[
+        str, _doc("a directory on another disk, or borg:REPOSITORY (such as borg:ssh://host/./pymx); empty = none")
+    ] = ""
+    passphrase_file: Annotated[
+        str, _doc("file with the passphrase of the Borg repository; empty = BORG_PASSPHRASE or BORG_PASSCOMMAND")
+    ] = ""
+    with_keys: Annotated[
+        bool, _doc("DKIM and TLS keys and other secrets also into a backup that is not encrypted")
+    ] = False
+    keep_daily: Annotated[NonNegative, _doc("days of which the last backup is kept")] = 7
+    keep_weekly: Annotated[NonNegative, _doc("weeks of which the last backup is kept")] = 4
+    keep_monthly: Annotated[NonNegative, _doc("months of which the last backup is kept")] = 6
+
+
     accounts: Accounts = field(default_factory=Accounts)
     tls: Tls = field(default_factory=Tls)
     smtp: Smtp = field(default_factory=Smtp)
@@ -544,3 +561,4 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     reports: Reports = field(default_factory=Reports)
     log: Logging = field(default_factory=Logging)
     events: Events = field(default_factory=Events)
+    backup: Backup = field(default_factory=Backup)

@@ -35,12 +35,16 @@ def _written(root: bytes) -> int:
         return 0
 
 
+def last(root: bytes) -> int:
+    """The last value given, 0 if none is known. A power cut may have left the file behind the marker or before it."""
+    return max([_written(root), *_markers(root)])
+
+
 def next_value(disk: Disk, root: bytes, mode: int = 0o600) -> int:
     """A UIDVALIDITY nobody in this account has had."""
     path = os.path.join(root, NAME)
     while True:
         markers = _markers(root)
-        # A power cut may have left the file behind the marker or before it.
         value = max([_written(root), *markers]) + 1
         if value == 1:
             value = int(time.time())
