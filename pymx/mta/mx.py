@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from pymx.resolver.answer import Located, NoRecords, NoSuchDomain, TemporaryDnsError
+from pymx.resolver.public import is_public
 from pymx.resolver.resolver import Resolver
 
 MAX_HOSTS = 20
@@ -181,11 +182,3 @@ class MxLookup:
 
     def _may_connect(self, address: str) -> bool:
         return self._allow_private or is_public(address)
-
-
-def is_public(address: str) -> bool:
-    """Whether it is an address on the Internet, and of one host."""
-    ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
-    return ip.is_global and not ip.is_multicast

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 
 from pymx import log
 from pymx.config.model import Outbound
-from pymx.mta.mx import Host, is_public
+from pymx.mta.mx import Host
 from pymx.resolver.answer import NoRecords, NoSuchDomain, TemporaryDnsError
+from pymx.resolver.public import is_public
 from pymx.resolver.resolver import Resolver
 
 _DAY_S = 86_400.0

@@ -21,12 +21,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pymx import log, metrics
-from pymx.mta.mx import is_public
 from pymx.mta.sts import MAX_POLICY_OCTETS, Policy, PolicyError, parse_policy, policy_id
 from pymx.mta.tls_state import StateTrouble, Stored, TlsState
 from pymx.net.https import FetchError, Limits, get
 from pymx.resolver.answer import DnsError, NoRecords, NoSuchDomain, TemporaryDnsError
 from pymx.resolver.cache import TtlCache
+from pymx.resolver.public import is_public
 from pymx.resolver.resolver import Resolver
 
 RETRY_S = 300  # RFC 8461 s. 3.3: not more often than every five minutes

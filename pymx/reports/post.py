@@ -2,7 +2,8 @@
 
 No redirects, no proxies from the environment, at most 64 KB of answer, and no address that is not public: where a
 domain's record leads, our own network must not be reached. The name is looked up by our resolver and the connection
-made to the address that was checked. The HTTP library is loaded with the first report.
+made to the address that was checked: that is asked of the address of each socket, so that nothing hangs on how the HTTP
+library reads a URL. It is loaded with the first report.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import ipaddress
 import socket
 import ssl
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from pymx.reports.error import NotTaken
 from pymx.resolver.answer import DnsError, TemporaryDnsError
+from pymx.resolver.public import is_public
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractResolver
@@ -43,12 +46,24 @@ async def post(
     import aiohttp
 
     host = urlsplit(url).hostname or ""
-    if _is_literal(host) and not (allow_private or ipaddress.ip_address(host).is_global):
+    if _is_literal(host) and not (allow_private or is_public(host)):
         raise NotTaken(f"{host} is not a public address", temporary=False)
+
+    def checked_socket(address: Sequence[object]) -> socket.socket:
+        """`address` is what getaddrinfo gives for one."""
+        family, kind, protocol = address[:3]
+        to = str(address[4][0])  # type: ignore[index]  # host and port, for which it has no type
+        if not _is_literal(to) or not (allow_private or is_public(to)):
+            raise NotTaken(f"{to} is not a public address", temporary=False)
+        made = socket.socket(family, kind, protocol)  # type: ignore[arg-type]  # as above
+        made.setblocking(False)
+        return made
+
     connector = aiohttp.TCPConnector(
         resolver=_checked_resolver(resolver, allow_private=allow_private),
         ssl=context or ssl.create_default_context(),
         limit=1,
+        socket_factory=checked_socket,
     )
     try:
         async with (
@@ -84,7 +99,7 @@ def _checked_resolver(resolver: Addresses, *, allow_private: bool) -> AbstractRe
                 found = await resolver.addresses(host)
             except DnsError as e:
                 raise NotTaken(str(e), temporary=isinstance(e, TemporaryDnsError)) from e
-            public = [a for a in found if allow_private or ipaddress.ip_address(a).is_global]
+            public = [a for a in found if allow_private or is_public(a)]
             if not public:
                 raise NotTaken(f"{host} has no public address", temporary=False)
             return [

@@ -74,12 +74,26 @@ async def test_other_answers_are_refusals(
     assert len(server.got) == 1
 
 
-@pytest.mark.parametrize("host", ["mx.example.test", "127.0.0.1", "[::1]", "169.254.169.254", "10.0.0.1"])
+@pytest.mark.parametrize(
+    "host",
+    ["mx.example.test", "127.0.0.1", "[::1]", "169.254.169.254", "10.0.0.1", "[::ffff:127.0.0.1]", "224.0.0.1",
+     "[2002:7f00:1::1]", "[64:ff9b::7f00:1]", "[::127.0.0.1]"],
+)  # fmt: skip
 async def test_own_network_is_not_reached(server: Server, resolver: Resolver, tls_files: TlsFiles, host: str) -> None:
     """Where a stranger's record leads: by name and by address."""
     with pytest.raises(NotTaken, match="public address") as refused:
         await post(resolver, f"https://{host}:{server.port}/report", b"", "x/y", context=tls_files.client_context())
     assert not refused.value.temporary
+    assert not server.got
+
+
+@pytest.mark.parametrize("host", ["127.1", "2130706433", "127.0.0.1.", "0x7f.1", "0177.0.0.1", "%31%32%37.0.0.1"])
+async def test_other_ways_to_write_an_address_lead_nowhere(
+    server: Server, resolver: Resolver, tls_files: TlsFiles, host: str
+) -> None:
+    """The system's resolver would take them for 127.0.0.1."""
+    with pytest.raises(NotTaken):
+        await post(resolver, f"https://{host}:{server.port}/report", b"", "x/y", context=tls_files.client_context())
     assert not server.got
 
 
