@@ -137,6 +137,11 @@ class Inspection:
                     self._tasks[check.name] = task
                     self._pipeline.keep(task)
 
+    def abandon(self) -> None:
+        """Nobody wants to know any more: end what is still being asked."""
+        for task in self._tasks.values():
+            task.cancel()
+
     async def recipient(self) -> None:
         """Ask the checks at RCPT about the last of the recipients. Raises SmtpError."""
         checks = [check for check in self._pipeline.checks if Stage.RCPT in check.stages]

@@ -114,6 +114,7 @@ class Inbound:
         self.max_received = smtp.max_received
         self.hostname = hostname
         self.checks = checks
+        self._under_way: dict[str, InboundTransaction] = {}  # by session
 
     async def connected(self, session: SessionFacts) -> None:
         """Everybody may try."""
@@ -125,10 +126,18 @@ class Inbound:
     async def mail(
         self, session: SessionFacts, mail_from: Address | None, parameters: MailParameters
     ) -> InboundTransaction:
-        return InboundTransaction(self, session.origin(), mail_from, parameters)
+        self._abandon(session)
+        transaction = self._under_way[session.id] = InboundTransaction(self, session.origin(), mail_from, parameters)
+        return transaction
 
     def closed(self, session: SessionFacts, counts: Mapping[str, int]) -> None:
-        """Nothing is kept per connection; the engine writes its line."""
+        self._abandon(session)
+
+    def _abandon(self, session: SessionFacts) -> None:
+        """End the checks of a transaction without a message: a peer that begins thousands would have us ask for all."""
+        transaction = self._under_way.pop(session.id, None)
+        if transaction is not None:
+            transaction.abandon()
 
 
 class InboundTransaction:
@@ -144,6 +153,11 @@ class InboundTransaction:
         self._queue_id = new_queue_id()
         self._inspection: Inspection | None = None
         self._targets: list[Target] = []
+
+    def abandon(self) -> None:
+        """There will be no message, or it is done with."""
+        if self._inspection is not None:
+            self._inspection.abandon()
 
     async def rcpt(self, recipient: Recipient) -> None:
         address = recipient.address
