@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import hashlib
 import imaplib
 import io
-import ipaddress
 import os
 import secrets
 import signal
@@ -28,12 +26,8 @@ from email.message import EmailMessage
 from pathlib import Path
 from types import FrameType
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
 from pymx.admin import ctl
+from pymx.net.certificate import self_signed
 
 ARRIVAL_S = 30
 DOMAIN = "example.test"
@@ -76,29 +70,12 @@ class DemoError(Exception):
 
 def make_certificate(directory: Path, names: tuple[str, ...], address: str) -> None:
     """A self-signed P-256 certificate (cert.pem, key.pem) valid for one year."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
-    now = datetime.datetime.now(datetime.UTC)
-    alternative: list[x509.GeneralName] = [x509.DNSName(n) for n in names]
-    alternative.append(x509.IPAddress(ipaddress.ip_address(address)))
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=365))
-        .add_extension(x509.SubjectAlternativeName(alternative), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
+    key, certificate = self_signed(names, address=address)
     directory.mkdir(parents=True, exist_ok=True)
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     fd = os.open(directory / "key.pem", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "wb") as out:
-        out.write(pem)
-    (directory / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        out.write(key)
+    (directory / "cert.pem").write_bytes(certificate)
 
 
 def _pymxctl(config: Path, *arguments: str, stdin: str = "") -> None:

@@ -1,4 +1,4 @@
-"""What is made before the first process runs: sockets, certificate, directories; then the privileges go.
+"""What is made before the first process runs: directories, certificate, sockets; then the privileges go.
 
 Errors: `StartError`, `BindError`, `PemError`, `PrivilegeError`; their texts are for the person at the terminal.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from pymx.config.model import Config
 from pymx.net.listener import adopted_sockets, bind
 from pymx.net.privileges import drop_privileges, find_user
-from pymx.net.tls import Certificates
+from pymx.net.tls import Certificates, certificates_directory
 
 Sockets = Mapping[str, Sequence[socket.socket]]
 
@@ -59,23 +59,26 @@ def services(config: Config) -> dict[str, tuple[str, list[str]]]:
 
 
 def prepare(path: Path, config: Config) -> Site:
-    """Everything that may need root: sockets, certificate, directories; then the privileges go."""
-    certificates = Certificates(config.tls)
-    if certificates.configured:
-        certificates.context()
-        certificates.mx_context()
+    """Everything that may need root: directories, certificate, sockets; then the privileges go."""
     root = config.user != "none" and os.geteuid() == 0
     owner = find_user(config.user) if root else None
+    certificates = Certificates(
+        config.tls, certificates_directory(config), hostname=config.hostname, temporary=config.acme.enabled
+    )
     site = Site(path, config, certificates, {})
     # before the sockets: a Unix socket may lie in one of them
     for directory in (
         site.data_dir,
+        site.data_dir / "tls",
         site.data_dir / "spool",
         site.data_dir / "queue",
         site.runtime_dir,
         Path(config.mail.root),
     ):
         _make_directory(directory, owner)
+    if certificates.configured:
+        certificates.context()
+        certificates.mx_context()
     site = replace(site, sockets=_sockets(config, certificates))
     _raise_file_limit()
     if root:
@@ -96,7 +99,10 @@ def _sockets(config: Config, certificates: Certificates) -> Sockets:
     sockets: dict[str, list[socket.socket]] = {}
     for name, (setting, addresses) in wanted.items():
         if name not in ("smtp", "lmtp", "status", "http") and addresses and not certificates.configured:
-            raise StartError(f"{setting} needs a certificate: set [tls] certificate and private_key")
+            raise StartError(
+                f"{setting} needs a certificate: set [tls] certificate and private_key, or [acme] enabled = true, "
+                "or run pymxctl cert install"
+            )
         sockets[name] = adopted.get(name) or [bind(address, setting) for address in addresses]
     return sockets
 

@@ -82,6 +82,8 @@ LIBRARY_HOMES = {
     "passlib": ["accounts/"],
     "bcrypt": ["accounts/"],
     "argon2": ["accounts/"],
+    "acme": ["certs/"],
+    "josepy": ["certs/"],
     "mock": [],
 }
 

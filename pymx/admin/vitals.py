@@ -15,6 +15,7 @@ from pymx.config.model import Config
 from pymx.metrics import Labels
 from pymx.metrics.exposition import added_up
 from pymx.metrics.shared import read_all
+from pymx.net.tls import certificate_files
 from pymx.queue.browse import totals
 from pymx.queue.state import State, StateDamaged
 
@@ -119,8 +120,9 @@ class Vitals:
             return {}
 
     def _certificate(self) -> dict[str, float]:
-        expires_s = certificate_expiry_s(Path(self._config.tls.certificate)) if self._config.tls.certificate else None
-        return {} if expires_s is None else {"certificate_expiry_seconds": expires_s - time.time()}
+        """Of the one that expires first."""
+        found = [expiry for path in certificate_files(self._config) if (expiry := certificate_expiry_s(path))]
+        return {"certificate_expiry_seconds": min(found) - time.time()} if found else {}
 
 
 _SPANS = (("1 min", 60.0), ("15 min", _RATES_S))

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 from pymx.app.rooms import Rooms
+from pymx.certs.files import challenges_directory
 from pymx.net.listener import Caps, handshake_caps
 from pymx.web.http import HttpServer
 from pymx.web.public import MAX_BODY_OCTETS, PublicPages
@@ -14,11 +15,13 @@ from pymx.web.public import MAX_BODY_OCTETS, PublicPages
 async def open_pages(stack: contextlib.AsyncExitStack, rooms: Rooms) -> None:
     """Serve on `[web] listen` and `listen_tls`, where there are any."""
     site, config = rooms.site, rooms.config
+
+    def key_pair() -> tuple[Path, Path]:
+        found = site.certificates.find(config.hostname)
+        return found.certificate, found.private_key
+
     pages = PublicPages(
-        config,
-        rooms.directory.is_local,
-        challenges=site.data_dir / "acme" / "challenges",
-        key_pair=lambda: (Path(config.tls.certificate), Path(config.tls.private_key)),
+        config, rooms.directory.is_local, challenges=challenges_directory(site.data_dir), key_pair=key_pair
     )
     for name, tls in (("http", None), ("https", site.certificates)):
         sockets = site.sockets.get(name, ())

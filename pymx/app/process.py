@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import signal
 from collections.abc import Callable
 
@@ -67,7 +68,7 @@ class Process:
             open_inbox(stack, rooms)
             if self._role in ("all", "runner"):
                 await monitoring.show_server(stack)
-                await RunnerSide(rooms, self._fail, monitoring.status).start(stack)
+                await RunnerSide(rooms, self._fail, monitoring.status, reload=self._reload_server).start(stack)
             if self._role in ("all", "session"):
                 self._sessions = SessionSide(rooms)
                 await self._sessions.start(stack)
@@ -168,15 +169,20 @@ class Process:
         self._status = 1
         self._stop.set()
 
+    def _reload_server(self) -> None:
+        """SIGHUP for all processes of the server: the supervisor passes it on."""
+        os.kill(os.getppid() if self._role == "runner" else os.getpid(), signal.SIGHUP)
+
     def _reload(self) -> None:
         """SIGHUP: certificate, log level, checks, limits of SMTP and IMAP. The rest is named in the log."""
         try:
+            # first: a certificate is renewed at night, when nobody looks at what is wrong with the file
+            if self._site.certificates.configured:
+                self._site.certificates.reload()
             config = load(self._site.path)
             problems = check(config)
             if problems:
                 raise ConfigError("; ".join(problems))
-            if self._site.certificates.configured:
-                self._site.certificates.reload()
             if self._sessions is not None:
                 self._sessions.reload(config)
         except (ConfigError, PemError, OSError) as e:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pymx import log
 from pymx.admin.control import Control
+from pymx.app.certs import look_after_certificates
 from pymx.app.errands import Errands
 from pymx.app.fulltext import FullTexts
 from pymx.app.pages import open_pages
@@ -31,7 +32,10 @@ Status = Callable[[], Awaitable[dict[str, object]]]
 class RunnerSide:
     """Queue, housekeeping and control socket of the one process that has them; calls `failed` when it can't go on."""
 
-    def __init__(self, rooms: Rooms, failed: Callable[[], None], status: Status) -> None:
+    def __init__(
+        self, rooms: Rooms, failed: Callable[[], None], status: Status, *, reload: Callable[[], None]
+    ) -> None:
+        self._reload = reload
         self._rooms = rooms
         self._config = rooms.config
         self._failed = failed
@@ -73,6 +77,7 @@ class RunnerSide:
         housekeeping = asyncio.get_running_loop().create_task(self._keep_house())
         stack.callback(housekeeping.cancel)
         await open_pages(stack, rooms)
+        look_after_certificates(stack, rooms)
         rotation = Rotation(rooms.resolver, rooms.site.data_dir / "dkim", config.dkim)
         rotating = asyncio.get_running_loop().create_task(rotation.run())
         stack.callback(rotating.cancel)
@@ -97,6 +102,10 @@ class RunnerSide:
             manager.changed()
             return None
 
+        async def reload(_arguments: dict[str, object]) -> object:
+            self._reload()
+            return None
+
         async def status(_arguments: dict[str, object]) -> object:
             return {**await self._show_status(), "source_addresses": self._sources()}
 
@@ -106,6 +115,7 @@ class RunnerSide:
                 "invalidate": invalidate,
                 "queue_changed": queue_changed,
                 "status": status,
+                "reload": reload,
                 "reports_send": reports.send,
                 "send": Errands(rooms).send,
             },
@@ -117,7 +127,6 @@ class RunnerSide:
         """Once at the start, then once a day."""
         root, keep_s = Path(self._config.mail.root), self._config.mail.keep_removed_days * _DAY_S
         while True:
-                "send": Errands(rooms).send,
             try:
                 gone = await asyncio.to_thread(purge, root, now=time.time(), keep_s=keep_s)
             except OSError as e:

@@ -31,6 +31,7 @@ def check(config: Config) -> list[str]:
         *_mail(config),
         *_accounts(config),
         *_tls(config),
+        *_acme(config),
         *_listeners(config),
         *_sockets(config),
         *_dns(config),
@@ -38,8 +39,8 @@ def check(config: Config) -> list[str]:
         *_outbound(config),
         *_forwarding(config),
         *_reports(config),
-        *_web(config),
         *_backup(config),
+        *_web(config),
     ]
 
 
@@ -145,14 +146,48 @@ def _tls(config: Config) -> Iterator[str]:
     for key, path in (("certificate", tls.certificate), ("private_key", tls.private_key)):
         if path:
             yield from _readable(f"[tls] {key}", path)
-    if not tls.certificate:
+    if not tls.certificate and not config.acme.enabled and not _has_certificates(config):
         for key, specs in (
             ("[submission] listen_tls", config.submission.listen_tls),
             ("[imap] listen_tls", config.imap.listen_tls),
             ("[web] listen_tls", config.web.listen_tls),
         ):
             if specs:
-                yield _error(key, specs, "needs a certificate: set [tls] certificate and private_key, or listen = []")
+                yield _error(
+                    key, specs,
+                    "needs a certificate: set [tls] certificate and private_key, or [acme] enabled = true, or run "
+                    "pymxctl cert install, or listen on no address",
+                )  # fmt: skip
+
+
+def _has_certificates(config: Config) -> bool:
+    """Is there one in data_dir/tls?"""
+    try:
+        with os.scandir(os.path.join(config.data_dir, "tls")) as entries:
+            return any(entry.name.endswith(".pem") for entry in entries)
+    except PermissionError:
+        return True  # only the server's user can say
+    except OSError:
+        return False
+
+
+def _acme(config: Config) -> Iterator[str]:
+    acme = config.acme
+    if acme.enabled and not config.web.listen:
+        expected = 'needs [web] listen, such as ["0.0.0.0:80", "[::]:80"]: there the authority looks for its proof'
+        yield _error("[acme] enabled", True, expected)
+    if not acme.directory_url.startswith("https://"):
+        yield _error("[acme] directory_url", acme.directory_url, "expected https://…")
+    if acme.contact and not _ADDRESS.match(acme.contact):
+        yield _error("[acme] contact", acme.contact, "expected an address such as admin@example.com, or nothing")
+    for name in acme.names:
+        if not _is_host_name(name) or "." not in name or _is_address_of_host(name):
+            yield _error("[acme] names", name, "expected a full host name such as mail.example.com")
+    for prefix in acme.prefixes:
+        if not _is_host_name(prefix):
+            yield _error("[acme] prefixes", prefix, "expected a name such as autoconfig")
+    if acme.ca_file:
+        yield from _readable("[acme] ca_file", acme.ca_file)
 
 
 def _listeners(config: Config) -> Iterator[str]:
@@ -344,6 +379,14 @@ def _web(config: Config) -> Iterator[str]:
             yield _error("[mta_sts] mx", host, "expected a host name, or *.DOMAIN")
 
 
+def _backup(config: Config) -> Iterator[str]:
+    target = config.backup.target
+    if target and not target.startswith("borg:") and not os.path.isabs(target):
+        yield _error("[backup] target", target, "expected an absolute path, borg:REPOSITORY, or nothing")
+    if target and Path(target).is_relative_to(config.mail.root):
+        yield _error("[backup] target", target, "lies in the mail root, and would be lost with it")
+
+
 def _readable(key: str, path: str) -> Iterator[str]:
     try:
         with open(path, "rb") as f:
@@ -353,11 +396,3 @@ def _readable(key: str, path: str) -> Iterator[str]:
     else:
         if empty:
             yield _error(key, path, "the file is empty")
-def _backup(config: Config) -> Iterator[str]:
-    target = config.backup.target
-    if target and not target.startswith("borg:") and not os.path.isabs(target):
-        yield _error("[backup] target", target, "expected an absolute path, borg:REPOSITORY, or nothing")
-    if target and Path(target).is_relative_to(config.mail.root):
-        yield _error("[backup] target", target, "lies in the mail root, and would be lost with it")
-
-

@@ -24,8 +24,9 @@ _EXAMPLES: dict[str, object] = {
     "database.url": "sqlite:////var/lib/pymx/pymx.sqlite",
     "mail.root": "/var/vmail",
     "accounts.postmaster": "postmaster@example.com",
-    "tls.certificate": "/etc/letsencrypt/live/mx.example.com/fullchain.pem",
-    "tls.private_key": "/etc/letsencrypt/live/mx.example.com/privkey.pem",
+    "acme.enabled": True,
+    "web.listen": ["0.0.0.0:80", "[::]:80"],
+    "web.listen_tls": ["0.0.0.0:443", "[::]:443"],
 }
 _ROUTE_EXAMPLE = (
     'route = [{ domain = "*", host = "smtp.example.net", port = 587, tls = "verified", username = "me", '

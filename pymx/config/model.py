@@ -88,13 +88,43 @@ class Accounts(Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Tls(Struct, forbid_unknown_fields=True, frozen=True):
-    """The server certificate."""
+    """The server certificate, and TLS in general; further certificates lie in data_dir/tls (`pymxctl cert`)."""
 
-    certificate: Annotated[str, _doc("PEM file with the chain; empty = no TLS, only for tests")] = ""
+    certificate: Annotated[
+        str, _doc("PEM file with the chain; empty = what pymxctl cert install or [acme] put into data_dir/tls")
+    ] = ""
     private_key: Annotated[str, _doc("PEM file with its key")] = ""
     minimum: Annotated[Literal["1.2", "1.3"], _doc("lowest TLS version")] = "1.2"
     max_handshakes: Annotated[Positive, _doc("handshakes in progress, per process and implicit-TLS listener")] = 500
     max_handshakes_per_ip: Annotated[Positive, _doc("of them from one address (IPv6: one /64)")] = 50
+
+
+class Acme(Struct, forbid_unknown_fields=True, frozen=True):
+    """Certificates from a certificate authority by ACME (RFC 8555); needs [web] listen to be reached at port 80."""
+
+    enabled: Annotated[
+        bool, _doc("get and renew them; whoever turns it on accepts the terms of service of the authority")
+    ] = False
+    directory_url: Annotated[str, _doc("the authority; default Let's Encrypt")] = (
+        "https://acme-v02.api.letsencrypt.org/directory"
+    )
+    contact: Annotated[str, _doc("address for notices of the authority; empty = none")] = ""
+    names: Annotated[list[str], _doc("further host names of this server, for its own certificate")] = field(
+        default_factory=list
+    )
+    prefixes: Annotated[
+        list[str], _doc("names under each of our domains that get a certificate, where they lead to this server")
+    ] = field(default_factory=lambda: ["mta-sts", "autoconfig", "autodiscover"])
+    key: Annotated[Literal["ec", "rsa"], _doc("kind of key: P-256, or RSA with 2048 bits for very old clients")] = "ec"
+    keep_key: Annotated[bool, _doc("keep the key at renewals, so that TLSA records in DNS stay right")] = True
+    ca_file: Annotated[str, _doc("trusted roots for the authority's own HTTPS; empty = the usual ones")] = ""
+    timeout_s: Annotated[Positive, _doc("longest time for one certificate")] = 300
+    check_interval_s: Annotated[
+        Annotated[int, Meta(ge=60)], _doc("how often names and dates are looked at; renewed is at a third of the life")
+    ] = 43_200
+    retry_first_s: Annotated[
+        Positive, _doc("wait after a failure; then four times as long each time, up to a day")
+    ] = 900
 
 
 class Smtp(Struct, forbid_unknown_fields=True, frozen=True):
@@ -490,6 +520,23 @@ class Reports(Struct, forbid_unknown_fields=True, frozen=True):
     ] = 200
 
 
+class Backup(Struct, forbid_unknown_fields=True, frozen=True):
+    """Backups by `pymxctl backup create`, which a timer runs every night; docs/operations.md says how to come back."""
+
+    target: Annotated[
+        str, _doc("a directory on another disk, or borg:REPOSITORY (such as borg:ssh://host/./pymx); empty = none")
+    ] = ""
+    passphrase_file: Annotated[
+        str, _doc("file with the passphrase of the Borg repository; empty = BORG_PASSPHRASE or BORG_PASSCOMMAND")
+    ] = ""
+    with_keys: Annotated[
+        bool, _doc("DKIM and TLS keys and other secrets also into a backup that is not encrypted")
+    ] = False
+    keep_daily: Annotated[NonNegative, _doc("days of which the last backup is kept")] = 7
+    keep_weekly: Annotated[NonNegative, _doc("weeks of which the last backup is kept")] = 4
+    keep_monthly: Annotated[NonNegative, _doc("months of which the last backup is kept")] = 6
+
+
 class Logging(Struct, forbid_unknown_fields=True, frozen=True):
     """The log, on standard error."""
 
@@ -523,25 +570,9 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True):
     ] = 60
     database: Database = field(default_factory=Database)
     mail: Mail = field(default_factory=Mail)
-class Backup(Struct, forbid_unknown_fields=True, frozen=True):
-    """Backups by `pymxctl backup create`, which a timer runs every night; docs/operations.md says how to come back."""
-
-    target: Annotated[
-        str, _doc("a directory on another disk, or borg:REPOSITORY (such as borg:ssh://host/./pymx); empty = none")
-    ] = ""
-    passphrase_file: Annotated[
-        str, _doc("file with the passphrase of the Borg repository; empty = BORG_PASSPHRASE or BORG_PASSCOMMAND")
-    ] = ""
-    with_keys: Annotated[
-        bool, _doc("DKIM and TLS keys and other secrets also into a backup that is not encrypted")
-    ] = False
-    keep_daily: Annotated[NonNegative, _doc("days of which the last backup is kept")] = 7
-    keep_weekly: Annotated[NonNegative, _doc("weeks of which the last backup is kept")] = 4
-    keep_monthly: Annotated[NonNegative, _doc("months of which the last backup is kept")] = 6
-
-
     accounts: Accounts = field(default_factory=Accounts)
     tls: Tls = field(default_factory=Tls)
+    acme: Acme = field(default_factory=Acme)
     smtp: Smtp = field(default_factory=Smtp)
     submission: Submission = field(default_factory=Submission)
     imap: Imap = field(default_factory=Imap)
@@ -559,6 +590,6 @@ class Backup(Struct, forbid_unknown_fields=True, frozen=True):
     dkim: Dkim = field(default_factory=Dkim)
     forwarding: Forwarding = field(default_factory=Forwarding)
     reports: Reports = field(default_factory=Reports)
+    backup: Backup = field(default_factory=Backup)
     log: Logging = field(default_factory=Logging)
     events: Events = field(default_factory=Events)
-    backup: Backup = field(default_factory=Backup)

@@ -40,6 +40,7 @@ class Appliance:
     hostname: str = "mx.example.test"
     extra: dict[str, str] = field(default_factory=dict)
     top: str = ""
+    own_certificate: bool = True  # in [tls]; else the server looks after one by itself
     directory: Path = field(init=False)
     python: str = sys.executable
     environment: dict[str, str] | None = None
@@ -72,7 +73,9 @@ class Appliance:
             "database": f'url = "{self.database_url}"\n',
             "mail": f'root = "{self.directory}/vmail"\n',
             "accounts": f'postmaster = "alice@{self.domain}"\nbcrypt_cost = 4\n',
-            "tls": f'certificate = "{self.directory}/tls/cert.pem"\nprivate_key = "{self.directory}/tls/key.pem"\n',
+            "tls": f'certificate = "{self.directory}/tls/cert.pem"\nprivate_key = "{self.directory}/tls/key.pem"\n'
+            if self.own_certificate
+            else "",
             "smtp": f'listen = ["127.0.0.1:{p["smtp"]}"]\nmax_connections_per_ip = 400\n'
             f"greeting_wait_ms = {self.greeting_wait_ms}\n",
             "submission": f'listen_tls = ["127.0.0.1:{p["submissions"]}"]\n'

@@ -1,0 +1,1 @@
+"""Certificates: from an authority by ACME, or from files that something else keeps up; and when they expire."""
