@@ -31,6 +31,7 @@ from pymx.reports.received import Reading
 from pymx.reports.store import Store
 
 MAX_WAITING = 500  # files
+MAX_WAITING_OCTETS = 256 * 1024 * 1024
 MAX_OCTETS = 25 * 1024 * 1024  # of a message: 10 MB in base64, and then some
 _MAX_COPYING = 8
 _LOOK_EVERY_S = 2.0
@@ -87,8 +88,12 @@ class Inbox:
 
     def _write(self, queue_id: str, content: Message) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if len(os.listdir(self._directory)) >= MAX_WAITING:
+        sizes = [entry.stat().st_size for entry in _entries(self._directory)]
+        if len(sizes) >= MAX_WAITING:
             _leave_out(queue_id, f"{MAX_WAITING} wait to be read")
+            return
+        if sum(sizes) + content.size_octets > MAX_WAITING_OCTETS:
+            _leave_out(queue_id, f"{MAX_WAITING_OCTETS // 1024 // 1024} MB wait to be read")
             return
         name = f"{int(time.time())}.{secrets.token_hex(4)}.{queue_id}"
         partial = self._directory / f".{name}"
@@ -101,6 +106,15 @@ class Inbox:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+
+def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
+    """The files in a directory, those that do not go away meanwhile."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                entry.stat()  # kept by the entry
+                yield entry
 
 
 def _leave_out(queue_id: str, reason: str) -> None:
@@ -147,7 +161,7 @@ class Collector:
         readings, trouble = await self._read(names)
         if not readings and not await asyncio.to_thread((self._directory / f"{names[0]}.reading").exists):
             raise RuntimeError(f"the reader of reports did not come to its first file: {trouble}")
-        for name in names:
+        for place, name in enumerate(names):
             found = readings.get(name)
             if found is None:
                 # the file that the reader was at when it ended; those after it are still called .eml
@@ -157,8 +171,9 @@ class Collector:
             if await self._keep(name, found):
                 await asyncio.to_thread(self._drop, name + ".reading")
             else:
-                await asyncio.to_thread((self._directory / f"{name}.reading").rename, self._directory / name)
-                return  # the database or the accounts can't be asked; later
+                # the accounts can't be asked; later, and so for what was read behind it
+                await asyncio.to_thread(self._put_back, [n for n in names[place:] if n in readings])
+                return
 
     async def _read(self, names: Sequence[str]) -> tuple[dict[str, Reading], str]:
         """The child's answers by file, and what it complained of."""
@@ -225,6 +240,10 @@ class Collector:
                 _leave_out(_queue_id(name), "the server stopped while it was read")
             elif name.startswith(".") and _age_s(self._directory / name) > 3600:
                 self._drop(name)
+
+    def _put_back(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self._directory / f"{name}.reading").rename(self._directory / name)
 
     def _drop(self, name: str) -> bool:
         try:

@@ -3,6 +3,8 @@
 What strangers send is taken apart here and nowhere else: MIME, base64, gzip, zip, XML, JSON. The process gives itself
 low priority and limits on memory and processor time, writes one JSON line (`Reading`) per file, and touches nothing but
 the files' names: FILE becomes FILE.reading before it is looked at, so that one that kills the reader is known.
+What it writes is bounded as well, since the server has to take it into its memory: so much per message, and after so
+much in all it ends and leaves the other files for another time.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from pymx.reports.unpack import MAX_UNPACKED_OCTETS, unpack
 
 MEMORY_OCTETS = 768 * 1024 * 1024
 PROCESSOR_S = 60
+MAX_MESSAGE_OCTETS = 12 * 1024 * 1024  # of all documents in a message, unpacked
+MAX_OUTPUT_OCTETS = 16 * 1024 * 1024
 _NICE = 15
 _MAX_ATTACHMENTS = 10
 _MAX_NAME = 255
@@ -46,12 +50,18 @@ def read_message(message: bytes, *, hostname: str, now: float) -> list[Entry]:
     """The reports in a message. Raises ReportError."""
     proof = _proof(split_head(message)[0], hostname)
     entries: list[Entry] = []
+    octets = 0
     trouble = "it has no attachment that could be a report"
     for attachment in _attachments(message):
         try:
-            entries += read_report(attachment, proof=proof, now=now)
+            found = read_report(attachment, proof=proof, now=now)
         except ReportError as e:
             trouble = str(e)
+            continue
+        entries += found
+        octets += sum(len(entry.document) for entry in found)
+        if octets > MAX_MESSAGE_OCTETS:
+            raise ReportError(f"more than {MAX_MESSAGE_OCTETS // 1024} KB of reports in one message")
     if not entries:
         raise ReportError(trouble)
     return entries
@@ -155,6 +165,7 @@ def main(arguments: list[str]) -> int:
     """Read the files and write what is in them to standard output."""
     hostname, *files = arguments
     _limit()
+    written = 0
     for name in files:
         path = Path(name)
         try:
@@ -165,8 +176,10 @@ def main(arguments: list[str]) -> int:
             found = Reading(path.name, reason=str(e)[:500])
         except OSError as e:
             found = Reading(path.name, reason=e.strerror or str(e))
-        sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
+        written += sys.stdout.buffer.write(msgspec.json.encode(found) + b"\n")
         sys.stdout.buffer.flush()
+        if written > MAX_OUTPUT_OCTETS:
+            break
     return 0
 
 

@@ -145,6 +145,9 @@ class Reporter:
                             counts[sending.state] += 1
                     except StoreUnavailable as e:
                         trouble.append(e)
+                    except Exception as e:
+                        # an error of ours with one domain must not cost the others their reports
+                        _log.exception("reports_failed", key=f"{kind} {domain}", error=str(e))
 
             for kind in self.kinds:
                 groups = await self._groups(kind, today, now)

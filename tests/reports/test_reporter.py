@@ -357,3 +357,17 @@ async def test_what_a_sent_report_was_made_of_is_forgotten(bench: Start, dns_ser
     one.judged()
     await one.reporter.send()
     assert one.store.dmarc_rows(DAY, "good.test", 1) == []
+
+
+async def test_an_error_with_one_domain_does_not_cost_the_others_their_reports(
+    bench: Start, dns_server: DnsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A row that can't be read, for one."""
+    one = bench()
+    one.make_key()
+    for name in ("bad.test", "good.test"):
+        dns_server.add(f"_dmarc.{name}", "TXT", f'"v=DMARC1; p=none; rua=mailto:r@{name}"')
+    one.store.add_dmarc({(DAY, "bad.test", "{}", "not JSON"): 1})
+    one.judged()
+    assert (await one.reporter.send())["sent"] == 1
+    assert "reports_failed" in [r.getMessage() for r in caplog.records]

@@ -23,7 +23,7 @@ from pymx.mail.report import is_report
 from pymx.reports import aggregate, tlsrpt
 from pymx.reports.aggregate import AggregateReport, DkimAuth, Published, Row, SpfAuth
 from pymx.reports.error import ReportError
-from pymx.reports.inbox import MAX_OCTETS, MAX_WAITING, Collector, Inbox
+from pymx.reports.inbox import MAX_OCTETS, MAX_WAITING, MAX_WAITING_OCTETS, Collector, Inbox
 from pymx.reports.reader import read_message
 from pymx.reports.store import Store
 from pymx.reports.summary import sources, tls_summaries
@@ -287,6 +287,56 @@ async def test_report_waits_while_the_accounts_cannot_be_asked(bench: Bench) -> 
     await bench.collector.collect()
     assert bench.files() == []
     assert len(bench.store.received()) == 1
+
+
+async def test_all_of_a_batch_waits_while_the_accounts_cannot_be_asked(bench: Bench) -> None:
+    """Not just the first of it: what stays called .reading would be given up at the next start."""
+    bench.ours = None
+    await bench.take(*[letter(gzip.compress(aggregate.write(replace(DMARC, report_id=f"{n}")))) for n in range(3)])
+    await bench.collector.collect()
+    assert [name.endswith(".eml") for name in bench.files()] == [True] * 3
+    bench.ours = {"good.test"}
+    await bench.collector.collect()
+    assert bench.files() == []
+    assert len(bench.store.received()) == 3
+
+
+async def test_octets_that_wait_are_bounded(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """The disk is for mail."""
+    bench.incoming.mkdir()
+    with (bench.incoming / "1.x.q1.eml").open("wb") as file:
+        file.truncate(MAX_WAITING_OCTETS)
+    await bench.take(letter(gzip.compress(XML)))
+    assert bench.files() == ["1.x.q1.eml"]
+    assert "256 MB wait" in str([vars(r)["fields"] for r in caplog.records if r.getMessage() == "report_unread"])
+
+
+def swollen(count: int) -> bytes:
+    """A small message whose attachments unpack to `count` times some megabytes of TLS reports."""
+    big = replace(TLS, policies=(replace(TLS.policies[0], failures=TLS.policies[0].failures * 9_000),))
+    packed = gzip.compress(tlsrpt.write(big))
+    message = EmailMessage()
+    message["Subject"] = "Report Domain: good.test"
+    message.set_content("x")
+    for number in range(count):
+        message.add_attachment(packed, maintype="application", subtype="tlsrpt+gzip", filename=f"{number}.json.gz")
+    return message.as_bytes().replace(b"\n", b"\r\n")
+
+
+def test_what_the_reader_says_is_bounded(tmp_path: Path) -> None:
+    """A message by its documents, and all of them together: the server takes the answer into its memory."""
+    with pytest.raises(ReportError, match="in one message"):
+        read_message(swollen(10), hostname="mx.good.test", now=0)
+    files = [tmp_path / f"{n}.x.q{n}.eml" for n in range(12)]
+    for path in files:
+        path.write_bytes(swollen(2))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "pymx.reports.reader", "mx.good.test", *map(str, files)],
+        capture_output=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert len(done.stdout) < 40 << 20
+    assert 0 < done.stdout.count(b"\n") < 12
+    assert sum(path.exists() for path in files) == 12 - done.stdout.count(b"\n")
 
 
 async def test_file_that_stopped_the_server_is_not_read_again(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
