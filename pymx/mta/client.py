@@ -45,6 +45,7 @@ from pymx.spool import Content
 MAX_RECIPIENTS = 100  # of one transaction: what every server must take (RFC 5321 s. 4.5.3.1.8)
 KEPT_REPLY_S = 20.0  # who does not answer MAIL on a kept connection by then is gone; it costs nothing to connect anew
 _MAX_REPLY_TEXT = 500
+_MAX_SIZE_DIGITS = 20  # RFC 1870 s. 3
 _PIECES_PER_HOP = 4
 _ONE_WRITE_OCTETS = 65_536
 _DER = 2  # _ssl.ENCODING_DER
@@ -302,7 +303,12 @@ class Connection:
     def _impossible(self, envelope: Envelope, recipients: Sequence[Recipient], content: Content) -> Remote | None:
         """Why this server can't have the message, seen before MAIL; in the words that it would use."""
         limit = self._extensions.get("size", "")
-        if limit.isdigit() and 0 < int(limit) < content.size_octets:
+        if (
+            limit.isascii()
+            and limit.isdigit()
+            and len(limit) <= _MAX_SIZE_DIGITS
+            and 0 < int(limit) < content.size_octets
+        ):
             return Remote(552, f"5.3.4 Message of {content.size_octets} octets is over the limit of {limit}")
         if _needs_smtputf8(envelope, recipients, content) and not self.takes_utf8:
             return Remote(553, "5.6.7 The address or header is not ASCII, and the server does not offer SMTPUTF8")

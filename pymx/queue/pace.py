@@ -77,7 +77,10 @@ class Rules:
         day = int(now // _DAY_S) - self.warm_up_day
         if not self.warm_up_day or day >= self.warm_up_days:
             return 0
-        return int(self.warm_up_first * (1 + self.warm_up_growth / 100) ** max(0, day))
+        try:
+            return min(_MAX_COUNT, int(self.warm_up_first * (1 + self.warm_up_growth / 100) ** max(0, day)))
+        except OverflowError:
+            return _MAX_COUNT
 
 
 def _day_of(text: str) -> int:

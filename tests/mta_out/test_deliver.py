@@ -149,6 +149,16 @@ async def test_against_postfix_sink(
             assert [m.content for m in sink.messages()] == [MESSAGE]
 
 
+@pytest.mark.parametrize("size", ["9" * 5000, "²"])
+async def test_a_size_that_is_no_number_limits_nothing(
+    scripted_remote: Start, deliver_to: DeliverTo, size: str
+) -> None:
+    """Digits that Python has, or will not read: the remote may say what it likes."""
+    remote = scripted_remote(extensions=(f"SIZE {size}",))
+    (outcome,) = await deliver_to(smarthost(remote.port)).attempt(attempt("bob@far.test"))
+    assert outcome.result is OK
+
+
 async def test_a_temporary_refusal_sends_it_to_the_next_host(
     scripted_remote: Start, dns_server: DnsServer, deliver_to: DeliverTo
 ) -> None:

@@ -230,3 +230,10 @@ def test_a_clock_that_is_set_back_keeps_nothing_waiting_until_it_has_come_there_
     assert paused.free_at(NOON) <= NOON + 600
     assert NOON < rated.free_at(NOON) <= NOON + 61
     assert rated.postponed_until(NOON) <= NOON + 61
+
+
+def test_a_warm_up_may_grow_without_end() -> None:
+    """Settings that are generous for long enough give numbers no float can hold."""
+    day = int(NOON // 86_400)
+    rules = Rules(300, 3600, warm_up_day=day - 399, warm_up_first=50, warm_up_growth=1000, warm_up_days=400)
+    assert rules.ceiling(NOON) >= 1_000_000
