@@ -63,6 +63,9 @@ NOUNS: dict[str, Noun] = {
     "alias": Noun("pymx.admin.alias", "add, list and remove aliases"),
     "resolve": Noun("pymx.admin.resolve", "where does mail for an address go?"),
     "dkim": Noun("pymx.admin.dkim", "make and show the keys that sign outgoing mail"),
+    "setup": Noun(
+        "pymx.admin.setup", "make a mail server of this machine", touches_data=False, needs_config=False
+    ),
     "dns": Noun("pymx.admin.dns", "the DNS records to publish, and how the live ones differ from them"),
     "doctor": Noun(
         "pymx.admin.doctor", "is all well that mail depends on? and is our mail believed elsewhere?", touches_data=False

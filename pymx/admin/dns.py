@@ -52,7 +52,7 @@ def address(text: str) -> str:
 def run(args: argparse.Namespace, context: Context) -> int:
     server, domains = gather(context, args.domain, args.address)
     if args.verb == "records":
-        return _records(context, server, domains, zone=args.zone)
+        return print_records(context, server, domains, zone=args.zone)
     findings = asyncio.run(check(context, server, domains))
     if context.json:
         bad = worst(findings) >= Severity.FAIL
@@ -108,7 +108,7 @@ _TITLES = {
 }
 
 
-def _records(context: Context, server: Server, domains: Sequence[Domain], *, zone: bool) -> int:
+def print_records(context: Context, server: Server, domains: Sequence[Domain], *, zone: bool) -> int:
     found = all_records(server, domains)
     if context.json:
         context.out.done("", hostname=server.hostname, records=[_facts(record) for record in found])

@@ -17,6 +17,7 @@ from pymx.config.model import Config
 from pymx.mail.sts_policy import policy_id, policy_text
 from pymx.mailauth.dkim import rotation
 from pymx.mailauth.dkim.rotation import KeyState
+from pymx.net.tls import certificate_files
 
 # Addresses of a root name server: nothing is sent to them, the system only says by which address of ours it would be.
 _SOMEWHERE = {4: "198.41.0.4", 6: "2001:503:ba3e::2:30"}
@@ -131,11 +132,8 @@ def key_state(state: KeyState) -> str:
 
 
 def _certificate_file(config: Config) -> Path | None:
-    """That of the server's own name, as port 25 shows it."""
-    own = Path(config.data_dir) / "tls" / f"{config.hostname.lower()}.pem"
-    if own.exists():
-        return own
-    return Path(config.tls.certificate) if config.tls.certificate else None
+    """The default one, as port 25 shows it."""
+    return next(iter(certificate_files(config)), None)
 
 
 def _certificate(path: Path | None) -> tuple[str, str]:

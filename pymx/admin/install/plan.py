@@ -1,0 +1,109 @@
+"""Which steps a machine needs, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from pymx.admin.install import steps
+from pymx.admin.install.answers import DATABASE_URL, Answers, config_text
+from pymx.admin.install.steps import ROOT, Owner, SetupError, Step
+from pymx.config.load import ConfigError, load, parse
+from pymx.config.model import Config
+
+UNITS = ("pymx.service", "pymx-nightly.service", "pymx-nightly.timer", "pymx-backup.service", "pymx-backup.timer")
+# the backup has no target yet, so its timer waits for somebody who names one
+_WANTED_BY = {"pymx.service": "multi-user.target", "pymx-nightly.timer": "timers.target"}
+_BUILT_FOR = "/opt/pymx/bin/"
+
+
+def effective_config(answers: Answers) -> Config:
+    """What is there, or what would be; with its own paths. Raises SetupError."""
+    path = answers.at(answers.config)
+    try:
+        return load(path) if path.exists() else parse(config_text(answers), answers.config)
+    except ConfigError as e:
+        raise SetupError(str(e)) from None
+
+
+def located(answers: Answers, config: Config) -> Config:
+    """The same with paths as they are now, so that its files can be made."""
+    if answers.root == Path("/"):
+        return config
+    database = config.database
+    if database.url_file:
+        database = msgspec.structs.replace(database, url_file=str(answers.at(database.url_file)))
+    elif database.url.startswith("sqlite"):
+        scheme, _, path = database.url.partition(":///")
+        database = msgspec.structs.replace(database, url=f"{scheme}:///{answers.at(path)}")
+    replace = msgspec.structs.replace
+    return replace(
+        config,
+        data_dir=str(answers.at(config.data_dir)),
+        mail=replace(config.mail, root=str(answers.at(config.mail.root))),
+        database=database,
+        control=replace(config.control, socket=str(answers.at(config.control.socket))),
+    )
+
+
+def plan(answers: Answers, password: Callable[[], str]) -> Iterator[Step]:
+    """Steps are made one after the other: later ones look at what earlier ones have made."""
+
+    def vmail() -> Owner:
+        return steps.mail_owner(answers.root)
+
+    def readable() -> Owner:
+        return Owner(0, vmail().gid)
+
+    config_path = answers.at(answers.config)
+    config = located(answers, effective_config(answers))
+    data_dir = Path(config.data_dir)
+    yield steps.MailUser(answers.root)
+    yield steps.Folder(config_path.parent, 0o750, readable)
+    if answers.has_secret and not config_path.exists():
+        yield steps.File(answers.at(DATABASE_URL), answers.database_url + "\n", 0o640, readable, keep=True, show=False)
+    yield steps.File(config_path, config_text(answers), 0o640, readable, keep=True)
+    yield steps.Folder(data_dir, 0o700, vmail)
+    yield steps.Folder(Path(config.mail.root), 0o700, vmail)
+    yield steps.Tables(config, answers.domains, answers.user, password, vmail)
+    for domain in answers.domains:
+        yield steps.SigningKey(data_dir / "dkim", domain, "rsa", vmail)
+        yield steps.SigningKey(data_dir / "dkim", domain, "ed25519", vmail)
+    if answers.certificate == "files":
+        yield steps.CopiedCertificate(answers, data_dir, vmail)
+        hook = f"#!/bin/sh\n# certbot calls this after each renewal\nexec {answers.programs}/pymxctl cert install\n"
+        path = answers.at("/etc/letsencrypt/renewal-hooks/deploy/pymx")
+        yield steps.File(path, hook, 0o755, lambda: ROOT)
+    for program in ("pymx", "pymxctl"):
+        if answers.programs != Path("/usr/local/bin"):
+            yield steps.Link(answers.at(f"/usr/local/bin/{program}"), f"{answers.programs}/{program}")
+    yield from _systemd(answers)
+
+
+def _systemd(answers: Answers) -> Iterator[Step]:
+    directory = answers.at("/etc/systemd/system")
+    files = [
+        steps.File(directory / name, unit_text(name, answers.programs), 0o644, lambda: ROOT) for name in UNITS
+    ]  # fmt: skip
+    changed = any(file.pending() for file in files)
+    yield from files
+    for name, target in _WANTED_BY.items():
+        yield steps.Link(directory / f"{target}.wants" / name, f"/etc/systemd/system/{name}")
+    if answers.root == Path("/"):
+        yield steps.Units(lambda: changed)
+
+
+def unit_text(name: str, programs: Path) -> str:
+    """A unit for where the programs are. Raises SetupError."""
+    for directory in unit_directories():
+        if (directory / name).exists():
+            return (directory / name).read_text(encoding="utf-8").replace(_BUILT_FOR, f"{programs}/")
+    raise SetupError(f"{name} is not in this installation; take it from the sources (systemd/)")
+
+
+def unit_directories() -> Sequence[Path]:
+    """In an installed package, and in a source tree."""
+    package = Path(__file__).resolve().parent.parent.parent
+    return (package / "systemd", package.parent / "systemd")
