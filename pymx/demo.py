@@ -115,6 +115,7 @@ def set_up(var: Path, workers: int) -> tuple[Path, dict[str, str]]:
         partial.touch(mode=0o600)
         partial.write_text("".join(f"{user} {password}\n" for user, password in passwords.items()))
         partial.rename(known)
+    _pymxctl(config, "migrate")  # of an older version, if `var` was there
     return config, dict(line.split() for line in known.read_text().splitlines())
 
 

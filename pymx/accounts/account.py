@@ -16,13 +16,14 @@ from pymx.mail.address import Address
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A user with a mailbox. `email`, `domain` and `local_part` are lower case; `quota_octets` 0 is unlimited."""
+    """A user with a mailbox. `email`, `domain` and `local_part` are lower case; quotas of 0 are none."""
 
     id: int
     email: str
     domain: str
     local_part: str
     quota_octets: int
+    quota_messages: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ _Answer = _Entry | DirectoryUnavailable | None
 
 
 class Directory:
-    """One per process. `default_quota_octets` is for users without a quota of their own."""
+    """One per process. The default quotas are for users without one of their own."""
 
     def __init__(
         self,
@@ -70,12 +70,14 @@ class Directory:
         delimiter: str,
         hostname: str,
         default_quota_octets: int = 0,
+        default_quota_messages: int = 0,
     ) -> None:
         self._reader = Reader(database)
         self._accounts = accounts
         self._delimiter = delimiter
         self._hostname = hostname.lower()
         self._default_quota_octets = default_quota_octets
+        self._default_quota_messages = default_quota_messages
         self._log = log.get("accounts")
         self._generation = 0
         self._warned: set[tuple[str, str]] = set()  # a wrong alias is logged once, not with each of its messages
@@ -312,12 +314,14 @@ class Directory:
             self._log.warning(event, rcpt_to=rcpt_to, reason=reason)
 
     def _user_of(self, row: Row) -> _User:
-        user_id, email, password, settings_email, quota_octets = row
+        user_id, email, password, settings_email, octets, messages = row
         email = str(email).strip().lower()
-        if quota_octets is None or str(settings_email).lower() != email:
-            quota_octets = self._default_quota_octets
+        ours = str(settings_email).lower() == email  # else of a former user with this number
+        octets = self._default_quota_octets if octets is None or not ours else octets
+        messages = self._default_quota_messages if messages is None or not ours else messages
         local_part, _, domain = email.rpartition("@")
-        return _User(Account(int(user_id), email, domain, local_part, int(quota_octets)), str(password).strip())
+        account = Account(int(user_id), email, domain, local_part, int(octets), int(messages))
+        return _User(account, str(password).strip())
 
 
 def _cache(database: Database, _of: type[_V]) -> TtlCache[_V]:

@@ -53,9 +53,9 @@ def _build(*, nocase: bool) -> Statements:
         return comparable.in_(bindparam("keys", expanding=True))
 
     u, s = tables.users.c, tables.user_settings.c
-    user = select(u.id, u.email, u.password, s.email.label("settings_email"), s.quota_octets).select_from(
-        tables.users.outerjoin(tables.user_settings, s.user_id == u.id)
-    )
+    user = select(
+        u.id, u.email, u.password, s.email.label("settings_email"), s.quota_octets, s.quota_messages
+    ).select_from(tables.users.outerjoin(tables.user_settings, s.user_id == u.id))
     return Statements(
         domains=select(tables.domains.c.id, tables.domains.c.name).where(equals_any(tables.domains.c.name)),
         users=user.where(equals_any(u.email)),
@@ -113,8 +113,8 @@ class Reader:
         return rows
 
     async def addresses(self, keys: Sequence[str]) -> tuple[Sequence[Row], Sequence[Row]]:
-        """The users (id, email, password, settings_email, quota_octets) and the aliases (source, destinations) of
-        `keys`."""
+        """The users (id, email, password, settings_email, quota_octets, quota_messages) and the aliases (source,
+        destinations) of `keys`."""
         users, aliases = await self._fetch_by_keys(keys, self.statements.users, self.statements.aliases)
         return users, aliases
 

@@ -58,12 +58,13 @@ class DomainEntry:
 
 @dataclass(frozen=True, slots=True)
 class UserEntry:
-    """`quota_octets` None: the configured default."""
+    """Quotas of None: the configured default."""
 
     id: int
     email: str
     quota_octets: int | None
     scheme: str
+    quota_messages: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ class Registry:
     def users(self, domain: str | None = None) -> list[UserEntry]:
         u, s = tables.users.c, tables.user_settings.c
         statement = (
-            select(u.id, u.email, u.password, s.email, s.quota_octets)
+            select(u.id, u.email, u.password, s.email, s.quota_octets, s.quota_messages)
             .select_from(tables.users.outerjoin(tables.user_settings, s.user_id == u.id))
             .order_by(u.email)
         )
@@ -144,17 +145,20 @@ class Registry:
                 UserEntry(
                     user_id,
                     email,
-                    quota if str(settings_email).lower() == str(email).lower() else None,
+                    octets if str(settings_email).lower() == str(email).lower() else None,
                     _scheme(str(password)),
+                    messages if str(settings_email).lower() == str(email).lower() else None,
                 )
-                for user_id, email, password, settings_email, quota in connection.execute(statement)
+                for user_id, email, password, settings_email, octets, messages in connection.execute(statement)
             ]
 
     def has_user(self, email: str) -> bool:
         with self._reading() as connection:
             return self._user_id(connection, _address(email).key) is not None
 
-    def add_user(self, email: str, stored_password: str, quota_octets: int | None = None) -> str:
+    def add_user(
+        self, email: str, stored_password: str, quota_octets: int | None = None, quota_messages: int | None = None
+    ) -> str:
         """Returns the address as it was written."""
         address = _address(email)
         with self._writing() as connection:
@@ -168,8 +172,7 @@ class Registry:
             )
             user_id = self._user_id(connection, address.key)
             connection.execute(delete(tables.user_settings).where(tables.user_settings.c.user_id == user_id))
-            if quota_octets is not None:
-                self._write_quota(connection, user_id, address.key, quota_octets)
+            self._write_quota(connection, user_id, address.key, quota_octets, quota_messages)
         return address.key
 
     def set_password(self, email: str, stored_password: str) -> None:
@@ -181,14 +184,13 @@ class Registry:
                 update(tables.users).where(tables.users.c.id == user_id).values(password=stored_password)
             )
 
-    def set_quota(self, email: str, quota_octets: int | None) -> None:
-        """None: the configured default again."""
+    def set_quota(self, email: str, quota_octets: int | None, quota_messages: int | None = None) -> None:
+        """Both limits; None: the configured default again."""
         address = _address(email)
         with self._writing() as connection:
             user_id = self._existing_user_id(connection, address.key)
             connection.execute(delete(tables.user_settings).where(tables.user_settings.c.user_id == user_id))
-            if quota_octets is not None:
-                self._write_quota(connection, user_id, address.key, quota_octets)
+            self._write_quota(connection, user_id, address.key, quota_octets, quota_messages)
 
     def remove_user(self, email: str) -> list[str]:
         """Remove the row and note the removal (see `was_removed`). Returns the aliases that still name the user."""
@@ -331,8 +333,16 @@ class Registry:
             raise NotFound(f"there is no user {email}; see: pymxctl user list")
         return found
 
-    def _write_quota(self, connection: Connection, user_id: int | None, email: str, quota_octets: int) -> None:
-        connection.execute(insert(tables.user_settings).values(user_id=user_id, email=email, quota_octets=quota_octets))
+    def _write_quota(
+        self, connection: Connection, user_id: int | None, email: str, octets: int | None, messages: int | None
+    ) -> None:
+        if octets is None and messages is None:
+            return
+        connection.execute(
+            insert(tables.user_settings).values(
+                user_id=user_id, email=email, quota_octets=octets, quota_messages=messages
+            )
+        )
 
     def _fit(self, connection: Connection, table: str, column: str, value: str) -> None:
         for found in inspect(connection).get_columns(table):

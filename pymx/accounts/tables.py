@@ -13,7 +13,7 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, Column, ForeignKey, Integer, MetaData, String, Table
 from sqlalchemy.types import TypeEngine
 
-SCHEMA_VERSION = "0001"  # the head of accounts/migrations; a test compares them
+SCHEMA_VERSION = "0002"  # the head of accounts/migrations; a test compares them
 VERSION_TABLE = "pymx_schema"
 
 metadata = MetaData()
@@ -54,13 +54,14 @@ aliases = Table(
     mysql_charset="utf8mb4",
 )
 
-# NULL in quota_octets is the configured default, 0 is unlimited.
+# NULL in a quota is the configured default, 0 is unlimited.
 user_settings = Table(
     "pymx_user_settings",
     metadata,
     Column("user_id", Integer, primary_key=True, autoincrement=False),
     Column("email", String(255), nullable=False),
     Column("quota_octets", BigInteger, nullable=True),
+    Column("quota_messages", BigInteger, nullable=True),
     mysql_engine="InnoDB",
     mysql_charset="utf8mb4",
 )

@@ -81,16 +81,18 @@ def _stats(_args: argparse.Namespace, context: Context, owner: Owner) -> int:
     except (Trouble, OSError) as e:
         raise CtlError(f"{owner.email}: the full-text index can't be read: {e}") from None
     state = "off" if found.is_off or not context.config.mail.fulltext else "full" if found.full else "on"
-    rows: list[tuple[object, ...]] = [
-        ("state", state),
-        ("messages", found.messages),
-        ("left_out", found.left_out),
-        ("volumes", found.volumes),
-        ("size_octets", found.size_octets),
-        ("searched", _when(found.searched_s)),
-        ("built", _when(found.built_s)),
-    ]
-    context.out.table(["Item", "Value"], rows)
+    context.out.details(
+        {
+            "email": owner.email,
+            "state": state,
+            "messages": found.messages,
+            "left_out": found.left_out,
+            "volumes": found.volumes,
+            "size_octets": found.size_octets,
+            "searched": _when(found.searched_s),
+            "built": _when(found.built_s),
+        }
+    )
     return Exit.OK
 
 

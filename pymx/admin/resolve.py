@@ -54,6 +54,7 @@ async def _resolve(address: Address, context: Context) -> int:
         delimiter=config.mail.subaddress_delimiter,
         hostname=config.hostname,
         default_quota_octets=config.mail.default_quota_mb * 1024 * 1024,
+        default_quota_messages=config.mail.default_quota_messages,
     )
     await directory.start()
     try:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import time
 from pathlib import Path
 
 from pymx.accounts.registry import Registry
+from pymx.admin import quota
 from pymx.admin.accounts import read_password, registry
 from pymx.admin.context import Context, CtlError, Exit
 from pymx.mail.address import Address, AddressError, parse_address
@@ -24,24 +24,20 @@ from pymx.ms.errors import InvalidName
 from pymx.ms.owner import Owner
 from pymx.ms.removed import DIRECTORY
 
-_SIZE = re.compile(r"(\d+)([kmgt]?)(?:i?b)?\Z", re.IGNORECASE)
-_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     add = verbs.add_parser("add", help="a new user with a mailbox")
     add.add_argument("email", metavar="EMAIL")
     _add_password_source(add)
-    add.add_argument("--quota", type=_quota, metavar="SIZE", help="limit of the mailbox: 500M, 2G, unlimited, default")
+    add.add_argument("--quota", type=quota.size, metavar="SIZE", help="limit: 500M, 2G, unlimited, default")
+    add.add_argument("--quota-messages", type=quota.count, metavar="N", help="limit: messages, unlimited, default")
     passwd = verbs.add_parser("passwd", help="another password; the old one stops working at once")
     passwd.add_argument("email", metavar="EMAIL")
     _add_password_source(passwd)
     listing = verbs.add_parser("list", help="the users")
     listing.add_argument("--domain", help="of this domain only")
-    quota = verbs.add_parser("quota", help="limit the size of a mailbox")
-    quota.add_argument("email", metavar="EMAIL")
-    quota.add_argument("quota", type=_quota, metavar="SIZE", help="500M, 2G, unlimited, or default")
+    quota.add_arguments(verbs.add_parser("quota", help="limit a mailbox, or show what it uses"))
     remove = verbs.add_parser("remove", help="remove a user; the mail is moved to .removed in the mail root")
     remove.add_argument("email", metavar="EMAIL")
 
@@ -50,18 +46,6 @@ def _add_password_source(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
     source.add_argument("--hash-stdin", action="store_true", help="read a hash made by doveadm pw instead")
-
-
-def _quota(text: str) -> int | None:
-    """In octets; 0 is unlimited, None the default."""
-    if text == "unlimited":
-        return 0
-    if text == "default":
-        return None
-    match = _SIZE.match(text)
-    if not match or int(match[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 500M, 2G, unlimited or default")
-    return int(match[1]) * _UNITS[match[2].lower()]
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
@@ -76,7 +60,7 @@ def _add(args: argparse.Namespace, context: Context, accounts: Registry) -> int:
     if accounts.was_removed(args.email):
         left_over = _put_aside(context, args.email)
         accounts.forget_removal(args.email)
-    email = accounts.add_user(args.email, stored, args.quota)
+    email = accounts.add_user(args.email, stored, args.quota, args.quota_messages)
     context.accounts_changed()
     for alias in accounts.aliases(email.rpartition("@")[2]):
         if alias.source.lower() == email and email not in map(str.lower, alias.destinations):
@@ -113,22 +97,16 @@ def _passwd(args: argparse.Namespace, context: Context, accounts: Registry) -> i
 def _list(args: argparse.Namespace, context: Context, accounts: Registry) -> int:
     users = accounts.users(args.domain)
     if context.json:
-        rows: list[tuple[object, ...]] = [(user.email, user.quota_octets, user.scheme) for user in users]
+        rows: list[tuple[object, ...]] = [
+            (user.email, user.quota_octets, user.quota_messages, user.scheme) for user in users
+        ]
     else:
-        rows = [(user.email, _quota_text(user.quota_octets), user.scheme) for user in users]
+        rows = [(u.email, quota.size_text(u.quota_octets), quota.count_text(u.quota_messages), u.scheme) for u in users]
     context.out.table(
-        ["Email", "Quota octets" if context.json else "Quota", "Password scheme"],
+        ["Email", "Quota octets" if context.json else "Quota", "Quota messages", "Password scheme"],
         rows,
         empty="no users yet; add one: pymxctl user add EMAIL --password-stdin",
     )
-    return Exit.OK
-
-
-def _set_quota(args: argparse.Namespace, context: Context, accounts: Registry) -> int:
-    accounts.set_quota(args.email, args.quota)
-    context.accounts_changed()
-    email = args.email.lower()
-    context.out.done(f"{email}: quota {_quota_text(args.quota)}", email=email, quota_octets=args.quota)
     return Exit.OK
 
 
@@ -144,19 +122,7 @@ def _remove(args: argparse.Namespace, context: Context, accounts: Registry) -> i
     return Exit.OK
 
 
-_VERBS = {"add": _add, "passwd": _passwd, "list": _list, "quota": _set_quota, "remove": _remove}
-
-
-def _quota_text(octets: int | None) -> str:
-    if octets is None:
-        return "default"
-    if octets == 0:
-        return "unlimited"
-    for unit in ("T", "G", "M", "K"):
-        size = _UNITS[unit.lower()]
-        if octets % size == 0:
-            return f"{octets // size}{unit}"
-    return str(octets)
+_VERBS = {"add": _add, "passwd": _passwd, "list": _list, "quota": quota.run, "remove": _remove}
 
 
 def _put_aside(context: Context, email: str) -> Path | None:

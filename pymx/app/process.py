@@ -27,6 +27,7 @@ from pymx.junk.build import build_filter, build_teacher
 from pymx.junk.filter import Filter
 from pymx.mail.envelope import Envelope
 from pymx.mda.deliver import Mda
+from pymx.mda.quotanotice import QuotaNotices
 from pymx.ms.store import Store
 from pymx.mta.bounce import Bounce
 from pymx.mta.dispatch import Dispatch
@@ -92,6 +93,7 @@ class Process:
             delimiter=delimiter,
             hostname=config.hostname,
             default_quota_octets=config.mail.default_quota_mb * 1024 * 1024,
+            default_quota_messages=config.mail.default_quota_messages,
         )
         stack.push_async_callback(directory.close)
         await directory.start()
@@ -113,6 +115,7 @@ class Process:
         )
         stack.push_async_callback(store.close)
         await store.start()
+        stack.push_async_callback(QuotaNotices(store, hostname=config.hostname).close)
         if lessons is not None:
             lessons.start(store)
             stack.push_async_callback(lessons.close)

@@ -51,6 +51,9 @@ class Mail(Struct, forbid_unknown_fields=True, frozen=True):
     max_message_octets: Annotated[Positive, _doc("largest message accepted, in or out")] = 52_428_800
     subaddress_delimiter: Annotated[str, _doc("alice+shop@ goes to alice@; empty = off")] = "+"
     default_quota_mb: Annotated[NonNegative, _doc("mailbox limit in MiB where none is set; 0 = unlimited")] = 0
+    default_quota_messages: Annotated[
+        NonNegative, _doc("mailbox limit in messages where none is set; 0 = unlimited")
+    ] = 0
     folders: Annotated[
         dict[str, str], _doc("folders made and subscribed at first login, with their special use (RFC 6154)")
     ] = field(

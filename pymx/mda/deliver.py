@@ -99,10 +99,11 @@ class Mda:
 
     async def check(self, account: Account, octets: int) -> None:
         """Could `account` take a message of that size now? Raises MailboxUnavailable."""
-        if not account.quota_octets:
+        owner = _owner(account)
+        if not owner.is_limited:
             return
         try:
-            await self._store.check_quota(_owner(account), octets)
+            await self._store.check_quota(owner, octets)
         except StoreError as e:
             raise MailboxUnavailable(_failure(e), e.reason) from e
 
@@ -140,7 +141,7 @@ class Mda:
 
 
 def _owner(account: Account) -> Owner:
-    return Owner(account.domain, account.local_part, account.quota_octets)
+    return Owner(account.domain, account.local_part, account.quota_octets, account.quota_messages)
 
 
 def _outcome(recipient: LocalRecipient, result: Delivered | StoreError) -> Outcome:

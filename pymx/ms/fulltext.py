@@ -35,7 +35,7 @@ from pymx.ms.index import UID_BITS, UID_MASK
 NAME = b"pymx.fts"
 OFF = b"pymx.fts.off"
 LOCK = b"pymx.fts.lock"
-SCHEMA = 1
+SCHEMA = 1  # to be raised too when `search.searched_texts` or `fold` makes other texts
 MAX_CHARACTERS = 256 * 1024
 SHORTEST = 3
 _FEW = 100  # so many new ones are no reason to build at once

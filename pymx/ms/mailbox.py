@@ -396,12 +396,13 @@ class Mailbox:
         """COPY to another mailbox of this account."""
 
         def copy(account: Account) -> tuple[Copied, Change | None]:
-            if self.owner.quota_octets:
+            if self.owner.is_limited:
                 with self._box.home.index.read() as db:
-                    octets = sum(row[4] for row in rows.select(db, self._low, uids))
-                self._store.check_room(account, self.owner, octets)
+                    sizes = [row[4] for row in rows.select(db, self._low, uids)]
+                self._store.check_room(account, self.owner, sum(sizes), len(sizes))
             uses = self._uses(account, target)
             copied = self._copy(account, uids, target)
+            self._store.came_in(account, self.owner)
             return copied, self._change(copied, target, uses)
 
         copied, change = await self._run(copy, bulk=len(uids) > _BULK_MESSAGES)

@@ -10,11 +10,16 @@ from pymx.ms.errors import InvalidName
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """An account as the store sees it; `quota_octets` 0 = unlimited."""
+    """An account as the store sees it; limits of 0 are none."""
 
     domain: str
     local_part: str
     quota_octets: int = 0
+    quota_messages: int = 0
+
+    @property
+    def is_limited(self) -> bool:
+        return bool(self.quota_octets or self.quota_messages)
 
     @property
     def email(self) -> str:

@@ -21,13 +21,13 @@ from typing import TypeVar
 
 from pymx import log, metrics
 from pymx.config import model
-from pymx.ms import appending, arrive, attributes, copying, delivering, flagging, folders, names, removing
+from pymx.ms import appending, arrive, attributes, copying, delivering, flagging, folders, names, quota, removing
 from pymx.ms.account import Account
 from pymx.ms.box import Box
 from pymx.ms.change import Changed
 from pymx.ms.disk import Disk
 from pymx.ms.dovecotplace import control_root
-from pymx.ms.errors import MailboxExists, NoSuchMailbox, OverQuota, StoreError, translated
+from pymx.ms.errors import MailboxExists, NoSuchMailbox, StoreError, translated
 from pymx.ms.folders import Folder
 from pymx.ms.hints import Hints
 from pymx.ms.index import NAME as INDEX_NAME
@@ -53,6 +53,7 @@ class Delivery:
     content: Content
     flags: int = 0
     create: bool = False
+    exempt: bool = False  # from the account's limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +99,6 @@ class Status:
     mailbox_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What an account holds."""
-
-    octets: int
-    messages: int
-
-
 def _aside(account: Account, work: Callable[[], None]) -> None:
     """Work nobody waits for: a failure is logged, and harmless."""
     try:
@@ -132,6 +125,8 @@ class Store:
         self.changed = changed
         self.separator = mail.separator
         self.fulltext = mail.fulltext
+        # called in the loop when an account comes close to its limits
+        self.quota_crossed: Callable[[Owner, quota.Crossing], None] | None = None
         # called in the loop with the address of an account that searched messages not in its full-text index
         self.wants_fulltext: Callable[[str], None] = lambda _email: None
         self.render = render
@@ -140,6 +135,7 @@ class Store:
         self._disk = disk or Disk()
         self._boot = boot
         self._host = names.host_part(hostname)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._accounts: dict[str, Account] = {}
         self._open_indexes: dict[str, Account] = {}
         self.hints = Hints(runtime_dir)
@@ -148,7 +144,7 @@ class Store:
         self._bulk = ThreadPoolExecutor(mail.bulk_threads, thread_name_prefix="ms-bulk")
 
     async def start(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         self.hints.start(loop, f"{os.getpid()}-{secrets.token_hex(4)}")
         self.watch.start(loop)
 
@@ -325,13 +321,16 @@ class Store:
     def _deliver(
         self, account: Account, delivery: Delivery, shared: arrive.Prepared | None, keep: bool = False
     ) -> tuple[Delivered, arrive.Prepared | None]:
-        self.check_room(account, delivery.owner, delivery.content.size_octets)
+        if not delivery.exempt:
+            self.check_room(account, delivery.owner, delivery.content.size_octets)
         box = self._target(account, delivery)
         try:
             placed = delivering.deliver(box, delivery.content, delivery.flags, self.render, shared=shared, keep=keep)
         except NoSuchMailbox:  # deleted or renamed while we waited for its lock
             box = account.box(INBOX)
             placed = delivering.deliver(box, delivery.content, delivery.flags, self.render, shared=shared, keep=keep)
+        if not delivery.exempt:
+            self.came_in(account, delivery.owner)
         return Delivered(self._layout.name(box.levels), placed.uidvalidity, placed.uid), placed.prepared
 
     def _target(self, account: Account, delivery: Delivery) -> Box:
@@ -351,18 +350,30 @@ class Store:
 
     # Quota
 
-    def check_room(self, account: Account, owner: Owner, octets: int) -> None:
-        """OverQuota if `octets` more would be too much; in a thread."""
-        if owner.quota_octets and account.usage()[0] + octets > owner.quota_octets:
-            raise OverQuota("Mailbox is over quota")
+    def check_room(self, account: Account, owner: Owner, octets: int, messages: int = 1) -> None:
+        """OverQuota if so much more would be too much; in a thread."""
+        quota.check_room(account, owner, octets, messages)
+
+    def came_in(self, account: Account, owner: Owner) -> None:
+        """Warn if something that came in passed a level; in a thread. Never fails."""
+        if self.quota_crossed is None or self._loop is None:
+            return
+        try:
+            with translated():
+                crossing = quota.crossing(account, owner)
+        except StoreError as error:
+            _log.warning("tidying_failed", account=account.email, reason=error.reason)
+            return
+        if crossing is not None:
+            self._loop.call_soon_threadsafe(self.quota_crossed, owner, crossing)
 
     async def check_quota(self, owner: Owner, octets: int) -> None:
-        """OverQuota if `octets` more would be too much."""
-        if owner.quota_octets:
+        """OverQuota if a message of `octets` would be too much."""
+        if owner.is_limited:
             await self.run(owner, lambda account: self.check_room(account, owner, octets))
 
-    async def usage(self, owner: Owner) -> Usage:
-        return Usage(*await self.run(owner, lambda account: account.usage()))
+    async def usage(self, owner: Owner) -> quota.Usage:
+        return quota.Usage(*await self.run(owner, lambda account: account.usage()))
 
     # Folders
 
@@ -495,9 +506,12 @@ class Store:
 
         def append(account: Account) -> Appended:
             box = account.box(levels)
-            self.check_room(account, owner, sum(item.content.size_octets for item in items) - freed)
+            octets = sum(item.content.size_octets for item in items)
+            self.check_room(account, owner, octets - freed, len(items) - bool(freed))
             messages = [(i.content, i.flags, i.keywords, i.internaldate) for i in items]
-            return Appended(*appending.append(box, messages, self.render))
+            appended = Appended(*appending.append(box, messages, self.render))
+            self.came_in(account, owner)
+            return appended
 
         return await self.run(owner, append)
 

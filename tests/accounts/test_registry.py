@@ -24,7 +24,7 @@ def test_the_first_write_makes_the_tables(database: Database):
     registry = Registry(database)
     registry.add_domain("Example.TEST")
     assert registry.domains() == [DomainEntry("example.test", 0, 0)]
-    assert registry.migrate() == ("0001", "0001")
+    assert registry.migrate() == ("0002", "0002")
     registry.close()
 
 
@@ -149,3 +149,30 @@ def test_the_url_may_come_from_a_file(tmp_path):
     assert configured_url(Database(url_file=str(path))).database == "/x/y.sqlite"
     with pytest.raises(DatabaseUrlError, match="url_file"):
         configured_url(Database(url_file=str(tmp_path / "missing")))
+
+
+def test_a_database_of_the_first_version_gets_the_new_column_and_keeps_its_rows(database: Database):
+    """What `pymxctl migrate` does to an installation that is there."""
+    from sqlalchemy import text
+
+    from pymx.accounts.database import writing_engine
+
+    registry = Registry(database)
+    registry.add_domain("example.test")
+    registry.add_user("alice@example.test", STORED, 1000)
+    registry.close()
+    engine = writing_engine(configured_url(database), 10)
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE pymx_user_settings DROP COLUMN quota_messages"))
+        connection.execute(text("UPDATE pymx_schema SET version_num='0001'"))
+    engine.dispose()
+    registry = Registry(database)
+    with pytest.raises(SchemaError, match=r"0001.*0002"):
+        registry.users()
+    assert registry.migrate() == ("0001", "0002")
+    (user,) = registry.users()
+    assert (user.quota_octets, user.quota_messages) == (1000, None)
+    registry.set_quota("alice@example.test", None, 50)
+    (user,) = registry.users()
+    assert (user.quota_octets, user.quota_messages) == (None, 50)
+    registry.close()

@@ -34,8 +34,8 @@ def test_the_daemons_modules_do_not_import_alembic():
 def test_the_migrated_tables_are_those_of_the_statements(database: Database):
     """Names, types and widths; what the essay's set-up has is there exactly."""
     registry = Registry(database)
-    assert registry.migrate() == (None, "0001")
-    assert registry.migrate() == ("0001", "0001")
+    assert registry.migrate() == (None, "0002")
+    assert registry.migrate() == ("0002", "0002")
     registry.close()
     engine = writing_engine(configured_url(database), 5)
     found = sqlalchemy.inspect(engine)
@@ -68,8 +68,8 @@ def test_two_at_the_same_time_wait_for_each_other(database: Database):
 
     with ThreadPoolExecutor(4) as pool:
         results = sorted(pool.map(lambda _: migrate(), range(4)), key=str)
-    assert results.count((None, "0001")) == 1
-    assert results.count(("0001", "0001")) == 3
+    assert results.count((None, "0002")) == 1
+    assert results.count(("0002", "0002")) == 3
 
 
 @pytest.mark.parametrize("stopped_after", ["domains", "users", "pymx_user_settings"])
@@ -82,7 +82,7 @@ def test_a_migration_that_was_stopped_halfway_is_finished_by_the_next(database: 
     tables.metadata.create_all(engine, tables=[tables.metadata.tables[name] for name in prefix])
     engine.dispose()
     registry = Registry(database)
-    assert registry.migrate() == (None, "0001")
+    assert registry.migrate() == (None, "0002")
     registry.add_domain("example.test")
     registry.close()
 
@@ -94,6 +94,6 @@ def test_a_newer_schema_is_left_alone(database: Database):
     with engine.begin() as connection:
         connection.execute(sqlalchemy.text("UPDATE pymx_schema SET version_num = '9999'"))
     engine.dispose()
-    with pytest.raises(SchemaError, match="newer than 0001"):
+    with pytest.raises(SchemaError, match="newer than 0002"):
         registry.migrate()
     registry.close()

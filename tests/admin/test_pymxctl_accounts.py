@@ -94,7 +94,9 @@ def test_the_whole_life_of_an_account(database_url: str, write_config: Callable[
         "x@elsewhere.test",
     ]
     assert ctl("domain", "list") == [{"domain": "example.test", "users": 1, "aliases": 1}]
-    assert ctl("user", "list") == [{"email": EMAIL, "quota_octets": 2 * 1024**3, "password_scheme": "BLF-CRYPT"}]
+    assert ctl("user", "list") == [
+        {"email": EMAIL, "quota_octets": 2 * 1024**3, "quota_messages": None, "password_scheme": "BLF-CRYPT"}
+    ]
     assert ctl("alias", "list") == [{"source": "info@example.test", "destinations": [EMAIL, "x@elsewhere.test"]}]
     assert ctl("resolve", "info@example.test") == {
         "ok": True,
@@ -114,13 +116,13 @@ def test_the_whole_life_of_an_account(database_url: str, write_config: Callable[
     }
     assert ctl("alias", "remove", "info@example.test")["destinations"] == []
     assert ctl("domain", "remove", "example.test")["ok"]
-    assert ctl("migrate") == {"ok": True, "before": "0001", "now": "0001"}
+    assert ctl("migrate") == {"ok": True, "before": "0002", "now": "0002"}
 
 
 def test_people_get_aligned_tables_without_colours_in_a_pipe(appliance):
     assert appliance.ok("user", "list").out.splitlines() == [
-        "Email               Quota    Password scheme",
-        "alice@example.test  default  BLF-CRYPT",
+        "Email               Quota    Quota messages  Password scheme",
+        "alice@example.test  default  default         BLF-CRYPT",
     ]
     assert appliance.ok("alias", "list").out == "no aliases\n"
 
@@ -323,6 +325,17 @@ def test_removing_says_which_aliases_still_lead_there(appliance):
 )
 def test_sizes(appliance, size: str, octets: int):
     assert appliance.ok("user", "quota", EMAIL, size, "--json").json["quota_octets"] == octets
+
+
+def test_limits_are_set_one_by_one_and_shown_with_what_is_used(appliance):
+    assert appliance.ok("user", "quota", EMAIL, "--messages", "5000", "--json").json["quota_messages"] == 5000
+    assert appliance.ok("user", "quota", EMAIL, "1G", "--json").json["quota_messages"] == 5000
+    shown = {"ok": True, "email": EMAIL, "octets": 0, "quota_octets": 1024**3, "messages": 0, "quota_messages": 5000}
+    assert appliance.ok("user", "quota", EMAIL, "--json").json == shown
+    appliance.ok("user", "quota", EMAIL, "--messages", "unlimited")
+    assert appliance.ok("user", "quota", EMAIL, "--recount", "--json").json["quota_messages"] == 0
+    assert appliance("user", "quota", EMAIL, "--messages", "0").status == 2
+    assert appliance("user", "quota", "nobody@example.test").status == 1
 
 
 @pytest.mark.parametrize("size", ["", "0", "-1", "much", "1P", "1.5G"])

@@ -38,6 +38,7 @@ class Accounts:
     )
     down: bool = False
     quota_octets: int = 0
+    quota_messages: int = 0
 
     async def login(self, login: str, password: str, *, peer_ip: str) -> Account:
         if self.down:
@@ -45,7 +46,7 @@ class Accounts:
         if self.passwords.get(login) != password:
             raise AuthenticationFailed("wrong")
         local, _, domain = login.partition("@")
-        return Account(1, login, domain, local, self.quota_octets)
+        return Account(1, login, domain, local, self.quota_octets, self.quota_messages)
 
 
 @dataclass

@@ -24,6 +24,37 @@ async def test_usage_and_limit_are_told_in_units_of_1024_octets(rig: Rig) -> Non
     await client.close()
 
 
+async def test_messages_are_limited_too(rig: Rig) -> None:
+    """RFC 9208 s. 5.2: MESSAGE; only what is limited is listed."""
+    rig.accounts.quota_messages = 3
+    client = await rig.select()
+    await client.append(MESSAGE)
+    await client.append(MESSAGE)
+    assert await client.ok('GETQUOTA ""') == [b'* QUOTA "" (MESSAGE 2 3)', b"OK Getquota completed."]
+    assert (await client.ask("COPY 1:2 Archive"))[-1].startswith(b"NO [OVERQUOTA]")
+    await client.ok("COPY 1 Archive")
+    assert (await client.ask(b"APPEND INBOX {%d+}\r\n" % len(MESSAGE) + MESSAGE))[-1].startswith(b"NO [OVERQUOTA]")
+    await client.ok(b"REPLACE 2 INBOX {%d+}\r\n%b" % (len(MESSAGE), MESSAGE))
+    await client.ok("MOVE 1 Archive")
+    rig.accounts.quota_octets = _LIMIT
+    other = await rig.login()
+    assert await other.ok('GETQUOTA ""') == [b'* QUOTA "" (STORAGE 4 10 MESSAGE 3 3)', b"OK Getquota completed."]
+    await client.close()
+    await other.close()
+
+
+async def test_setquota_is_refused(rig: Rig) -> None:
+    """RFC 9208 s. 4.1.3: limits are the administrator's; QUOTASET (s. 4.1.4) is not offered."""
+    client = await rig.login()
+    assert (await client.ask('SETQUOTA "" (STORAGE 512 MESSAGE 10)'))[-1].startswith(b"NO [NOPERM]")
+    assert (await client.ask('SETQUOTA "" ()'))[-1].startswith(b"NO [NOPERM]")
+    assert (await client.ask('SETQUOTA ""'))[-1].startswith(b"BAD")
+    (offered, _) = await client.ok("CAPABILITY")
+    assert b" QUOTA=RES-STORAGE QUOTA=RES-MESSAGE " in offered
+    assert b"QUOTASET" not in offered
+    await client.close()
+
+
 async def test_account_without_a_limit_has_no_quota_root(rig: Rig) -> None:
     """RFC 9208 s. 4.2.2: a mailbox may have none."""
     client = await rig.login()

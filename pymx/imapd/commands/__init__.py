@@ -126,6 +126,7 @@ TABLE: Mapping[bytes, Command] = {
     b"LSUB": _row(list_syntax.parse_lsub, list.lsub, _AFTER, Changes.ALL),
     b"STATUS": _row(status_syntax.parse_status, status.status, _AFTER, Changes.ALL),
     b"GETQUOTA": _row(quota_syntax.parse_getquota, quota.getquota, _AFTER, Changes.ALL),
+    b"SETQUOTA": _row(quota_syntax.parse_setquota, quota.setquota, _AFTER),
     b"GETQUOTAROOT": _row(folder_syntax.parse_mailbox, quota.getquotaroot, _AFTER, Changes.ALL),
     b"GETMETADATA": _row(metadata_syntax.parse_getmetadata, metadata.getmetadata, _AFTER, Changes.ALL),
     b"SETMETADATA": _row(metadata_syntax.parse_setmetadata, metadata.setmetadata, _AFTER, Changes.ALL),

@@ -79,7 +79,7 @@ async def _log_in(client: Client, username: str, password: str) -> bytes:
         raise No(f"{BANNED}.", code="UNAVAILABLE") from None
     except AuthenticationUnavailable:
         raise No("Logins can't be checked now.", code="UNAVAILABLE") from None
-    owner = Owner(account.domain, account.local_part, account.quota_octets)
+    owner = Owner(account.domain, account.local_part, account.quota_octets, account.quota_messages)
     client.login = account.email
     await server.store.prepare(owner)
     client.owner = owner

@@ -1,4 +1,7 @@
-"""GETQUOTA and GETQUOTAROOT (RFC 9208): one quota root for all mailboxes of an account, if it has a limit at all."""
+"""GETQUOTA and GETQUOTAROOT (RFC 9208): one quota root for all mailboxes of an account, if it has a limit at all.
+
+SETQUOTA is refused: limits are the administrator's, who sets them by `pymxctl user quota`; QUOTASET is not advertised.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ _UNIT = 1024  # octets; s. 5.1
 
 
 async def getquota(client: Client, arguments: QuotaOf) -> bytes:
-    if arguments.root != ROOT or not client.account.quota_octets:
+    if arguments.root != ROOT or not client.account.is_limited:
         raise No("No such quota root", code="NONEXISTENT")
     await _write_quota(client)
     return b"OK Getquota completed."
@@ -21,14 +24,22 @@ async def getquota(client: Client, arguments: QuotaOf) -> bytes:
 async def getquotaroot(client: Client, arguments: MailboxName) -> bytes:
     name = client.namespace.to_store(arguments.mailbox)
     await client.server.store.status(client.account, name)  # whether it exists
-    limited = client.account.quota_octets > 0
+    limited = client.account.is_limited
     client.write(b"* QUOTAROOT %b%b\r\n" % (client.on_wire(name), b' ""' if limited else b""))
     if limited:
         await _write_quota(client)
     return b"OK Getquotaroot completed."
 
 
+async def setquota(client: Client, arguments: QuotaOf) -> bytes:
+    raise No("Limits are set by the administrator", code="NOPERM")
+
+
 async def _write_quota(client: Client) -> None:
-    usage = await client.server.store.usage(client.account)
-    used = -(-usage.octets // _UNIT)
-    client.write(b'* QUOTA "" (STORAGE %d %d)\r\n' % (used, client.account.quota_octets // _UNIT))
+    usage, account = await client.server.store.usage(client.account), client.account
+    resources = []
+    if account.quota_octets:
+        resources.append(b"STORAGE %d %d" % (-(-usage.octets // _UNIT), account.quota_octets // _UNIT))
+    if account.quota_messages:
+        resources.append(b"MESSAGE %d %d" % (usage.messages, account.quota_messages))
+    client.write(b'* QUOTA "" (%b)\r\n' % b" ".join(resources))
