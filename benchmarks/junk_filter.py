@@ -50,7 +50,7 @@ async def measure(count: int, learned: int) -> dict[str, float]:
         home = Path(name)
         for account in (ACCOUNT, "new@example.test"):
             (home / account).mkdir()
-        own = Filter(home.joinpath, Junk(), hostname="mx.example.test")
+        own = Filter(home.joinpath, Junk(), hostname="mx.example.test", taught=home / "junk.taught")
         lessons = [message(number, words, chance) for number in range(learned)]
         teaching = await cpu_ms(learned, lambda n: own.teach(ACCOUNT, lessons[n], Kind.SPAM if n % 2 else Kind.HAM))
         fresh = [Content.from_bytes(message(learned + number, words, chance)) for number in range(count)]

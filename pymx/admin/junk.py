@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pymx.admin.context import Context, CtlError, Exit
 from pymx.admin.mailbox import accounts, owner_of
+from pymx.junk.build import taught_file
 from pymx.junk.filter import Filter
 from pymx.junk.learn import Kind, LessonRefused
 from pymx.junk.notebook import Notebook, Notebooks, NotebookUnusable, Totals
@@ -99,7 +100,9 @@ def _train(args: argparse.Namespace, context: Context) -> int:
 async def _learn(args: argparse.Namespace, context: Context, owner: Owner) -> list[tuple[str, int]]:
     """The folders, and how many messages of each were new."""
     config = context.config
-    own_filter = Filter(lambda account: _home(context, account), config.junk, hostname=config.hostname)
+    own_filter = Filter(
+        lambda account: _home(context, account), config.junk, hostname=config.hostname, taught=taught_file(config)
+    )
     store = Store(config.mail, render=None, runtime_dir=None, hostname=config.hostname)
     await store.start()
     try:

@@ -8,13 +8,19 @@ from pathlib import Path
 from pymx.config.model import Config
 from pymx.junk.filter import Filter
 from pymx.junk.learn import Teacher
+from pymx.junk.taught import NAME
 
 
 def build_filter(config: Config, home: Callable[[str], Path]) -> Filter | None:
     """Our own filter, unless rspamd is there. `home` says where an account's mail lies."""
     if config.rspamd.url or not config.junk.own_filter:
         return None
-    return Filter(home, config.junk, hostname=config.hostname)
+    return Filter(home, config.junk, hostname=config.hostname, taught=taught_file(config))
+
+
+def taught_file(config: Config) -> Path:
+    """What all processes, pymxctl too, mark when they have taught a filter."""
+    return Path(config.data_dir) / NAME
 
 
 def build_teacher(config: Config) -> Teacher | None:

@@ -7,6 +7,7 @@ import contextlib
 import math
 import os
 import random
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -281,7 +282,8 @@ def test_the_file_is_as_readable_as_the_mail(home: Path) -> None:
 
 @contextlib.asynccontextmanager
 async def filtering(home: Path, **options: int) -> AsyncIterator[Filter]:
-    own = Filter(home.joinpath, Junk(**{"min_learned": 10, **options}), hostname=HOSTNAME)
+    settings = Junk(**{"min_learned": 10, **options})
+    own = Filter(home.joinpath, settings, hostname=HOSTNAME, taught=home / "junk.taught")
     try:
         yield own
     finally:
@@ -308,6 +310,32 @@ async def test_it_is_silent_until_it_has_learned_enough_of_both(home: Path) -> N
             await own.teach(ALICE, octets(number, spam=False), Kind.KEPT)
         assert await asked(own, octets(50, spam=True)) is None
         await own.teach(ALICE, octets(9, spam=False), Kind.STAYED)
+        assert await asked(own, octets(50, spam=True)) is not None
+
+
+async def test_a_silent_filter_costs_no_wait(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Most accounts never taught theirs: their mail does not queue up behind what the thread does for others."""
+    async with filtering(home) as own:
+        assert await asked(own, octets(50, spam=True)) is None
+        go_on = threading.Event()
+        own._thread.submit(go_on.wait)
+        assert await asked(own, octets(51, spam=True)) is None
+        go_on.set()
+    assert "junk_filter_failed" not in [r.getMessage() for r in caplog.records]
+
+
+async def test_what_another_process_teaches_is_known_at_once(home: Path) -> None:
+    async with filtering(home) as own, filtering(home) as other:
+        assert await asked(own, octets(50, spam=True)) is None
+        await train(other)
+        assert await asked(own, octets(50, spam=True)) is not None
+
+
+async def test_without_room_for_the_mark_the_filter_is_always_asked(home: Path) -> None:
+    (home / "junk.taught").mkdir()
+    async with filtering(home) as own:
+        assert await asked(own, octets(50, spam=True)) is None
+        await train(own)
         assert await asked(own, octets(50, spam=True)) is not None
 
 
@@ -434,6 +462,7 @@ def test_any_message_is_judged(message: bytes) -> None:
         for file in (path / ALICE).iterdir():
             file.unlink()
         (path / ALICE).rmdir()
+        (path / "junk.taught").unlink()
         path.rmdir()
 
 
