@@ -295,8 +295,11 @@ class Pace:
     # -- over a restart ---------------------------------------------------------------------------------------------
 
     def is_plain(self, now: float) -> bool:
-        """Whether a new one would behave the same, so that this can be forgotten."""
-        quiet = self.active == 0 and self.paused_until <= now and not self.deaths and self._learned is None
+        """Whether a new one would behave the same, or nearly: what is known of trouble a day ago is of no use."""
+        trouble_until = self.paused_until
+        if self.deaths or self._learned is not None:
+            trouble_until = max(trouble_until, self._slowed_at) + _DAY_S
+        quiet = self.active == 0 and trouble_until <= now
         rates = any(r is not None and r.at > now for r in (self._minute, self._hour))
         return quiet and not rates and not (self._warms_up and self._today(now))
 

@@ -132,6 +132,7 @@ class Window:
         self._saved = dict(saved or {})
         self._began = self._now = now
         self._active_deferred = 0
+        self._forget_over = _PACES
         self.hungry = False  # there is room again for what is known to lie on disk
         self.fresh = 0
         self.deferred = 0
@@ -458,7 +459,7 @@ class Window:
                 noted.append(Noted(change, name, pace))
         if (site := self._sites.get(place.site)) is not None:
             self._list(site)
-        if len(self._paces) > _PACES:
+        if len(self._paces) > self._forget_over:
             self._forget(now)
         return noted
 
@@ -466,6 +467,8 @@ class Window:
         self._paces = {
             name: pace for name, pace in self._paces.items() if not pace.is_plain(now) or name in self._sites
         }
+        # all are looked at, so not again at each end when most can't be forgotten yet
+        self._forget_over = max(_PACES, len(self._paces) * 2)
 
     def forgive(self) -> None:
         """End all pauses: an administrator wants it tried now."""

@@ -237,3 +237,15 @@ def test_a_warm_up_may_grow_without_end() -> None:
     day = int(NOON // 86_400)
     rules = Rules(300, 3600, warm_up_day=day - 399, warm_up_first=50, warm_up_growth=1000, warm_up_days=400)
     assert rules.ceiling(NOON) >= 1_000_000
+
+
+@pytest.mark.parametrize("strain", [DOWN, SLOW])
+def test_trouble_of_long_ago_is_forgotten(strain: Strain) -> None:
+    """A host that nobody writes to any more is not remembered, and written to disk, for ever."""
+    subject = pace()
+    for n in range(3):
+        began = subject.begin(NOON + n)
+        subject.end(NOON + n, began, strain, accepted=False)
+    assert subject.paused_until > NOON
+    assert not subject.is_plain(subject.paused_until + 3600)
+    assert subject.is_plain(subject.paused_until + 25 * 3600)
