@@ -7,8 +7,9 @@ opened only where flags, dates and sizes leave the answer open. Headers and bodi
 
 A message that is gone (no row, or no file when one is needed) matches nothing, `Not` included.
 
-What the texts are: a header criterion looks at the unfolded, decoded value of each field of that name. The body is
-every text part, HTML without its tags, and the header of each attached message, at most MAX_TEXT characters in all;
+What the texts are: a header criterion looks at the unfolded, decoded value of each field of that name, and at addresses
+in it that are written another way there. The body is every text part, HTML without its tags, what a message/… part
+holds that is no message (delivery status), and the header of each attached message, at most MAX_TEXT characters in all;
 together with the headers (TEXT) the headers of the parts count too, so that names of attachments are found. Dates are
 the day in UTC (internal) or as the Date field has it (sent); a message without a readable Date matches no sent date.
 """
@@ -23,6 +24,7 @@ from itertools import accumulate
 from typing import Protocol
 
 from pymx.mail import search
+from pymx.mail.address_list import hidden
 from pymx.mail.date import parse_date
 from pymx.mail.header import split_head
 from pymx.mail.mime import MAX_HEADER, Part, parse
@@ -39,6 +41,7 @@ _ASCII_SUPERSETS = frozenset(
     | {"windows-1250", "windows-1251", "koi8-r"}
 )
 _IDENTITY = (b"7bit", b"8bit", b"binary")
+_ADDRESS_FIELDS = frozenset({"from", "to", "cc", "bcc"})
 _EPOCH_DAY = datetime.date(1970, 1, 1).toordinal()
 
 
@@ -289,11 +292,15 @@ def _header(name: str, text: str) -> _Test:
     field = _field_pattern(name)
     key = fold(text)
     octets = key.encode() if key.isascii() else None
+    of_addresses = name.lower() in _ADDRESS_FIELDS
 
     def test(message: _Message) -> bool | None:
         if message.header is None:
             return None
-        return any(_holds(value, key, octets) for value in field.findall(message.unfolded(message.header)))
+        values = field.findall(message.unfolded(message.header))
+        if any(_holds(value, key, octets) for value in values):
+            return True
+        return of_addresses and any(key in address for value in values for address in hidden(value))
 
     return test
 
@@ -401,5 +408,5 @@ def _leaves(part: Part) -> Iterator[Part]:
     elif part.message is not None:
         yield part
         yield from _leaves(part.message)
-    elif part.type in (b"text", b"multipart"):
-        yield part
+    elif part.type in (b"text", b"multipart", b"message"):
+        yield part  # as Dovecot: also message/delivery-status and the like

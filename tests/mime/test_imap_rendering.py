@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from imap_grammar import read_body, read_envelope
 from mime_corpus import corpus, wire
 
+from pymx.mail.address_list import addresses
 from pymx.mail.mime import parse
 from pymx.proto.imap import envelope as envelope_module
 from pymx.proto.imap.bodystructure import bodystructure
-from pymx.proto.imap.envelope import addresses, envelope
+from pymx.proto.imap.envelope import envelope
 from pymx.proto.imap.render import render
 
 MEGABYTE = 1 << 20

@@ -33,6 +33,8 @@ from pymx.mail.search import (
 )
 from pymx.mail.text import decode_body, decode_header, fold, html_to_text
 from pymx.ms.search import run
+from pymx.proto.imap.keys import MAX_TEXT
+from pymx.proto.imap.render import render
 
 KEYWORDS = ["$Forwarded", "Junk"]
 
@@ -137,7 +139,7 @@ def _bodies(message: bytes, part: Part, *, headers: bool) -> Iterator[str]:
     if part.message is not None:
         yield from _lines(message, part.message)
         yield from _bodies(message, part.message, headers=headers)
-    elif part.type == b"text" or (part.type == b"multipart" and not part.children):
+    elif part.type in (b"text", b"message") or (part.type == b"multipart" and not part.children):
         text = decode_body(part, message)
         yield fold(html_to_text(text) if part.subtype == b"html" else text)
 
@@ -264,6 +266,42 @@ def _small() -> View:
 )
 def test_single_criteria(criterion: Criterion, expected: list[int]) -> None:
     assert run(criterion, _small()) == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "key", "found"),
+    [
+        (b"From: <user (comment)@ (comment) domain.test>", "user@domain.test", True),
+        (b"Cc: ann@x.test, Bob (builder) <bob . lee @ domain.test>", "bob.lee@domain.test", True),
+        (b'To: "user"@domain.test', "<user@domain.test", False),
+        (b'To: "us\\er"@domain.test', "USER@domain", True),
+        (b"Bcc: (only) user", "missing_domain", False),
+        (b"From: user (comment) @domain.test", "(comment)", True),
+        (b"Subject: user (comment)@domain.test", "user@domain.test", False),
+        (b"From: " + b"a (b)@c.test, " * 20_000, "a@c.test", True),
+    ],
+)
+def test_address_is_found_however_it_is_written(field: bytes, key: str, found: bool) -> None:
+    """As Dovecot finds it: what ENVELOPE shows counts too; from the header and from what the index keeps of it."""
+    message = field + b"\r\n\r\n"
+    name = field.partition(b":")[0].decode()
+    assert run(Header(name, key), View([(_row(1, message), message)])) == [1] * found
+    kept = render(message)[2][2:7]
+    assert any(fold(key).encode() in (text or b"") for text in kept) is (found and len(field) < MAX_TEXT)
+
+
+def test_what_a_delivery_status_says_is_found() -> None:
+    """As with Dovecot: message/… is text too (RFC 3464 s. 2: fields of a report)."""
+    message = (
+        b"Subject: Undelivered\r\nContent-Type: multipart/report; boundary=b\r\n\r\n"
+        b"--b\r\nContent-Type: text/plain\r\n\r\nSorry\r\n"
+        b"--b\r\nContent-Type: message/delivery-status\r\n\r\n"
+        b"Reporting-MTA: dns; mx.test\r\n\r\nFinal-Recipient: rfc822; nobody@away.test\r\nStatus: 5.1.1\r\n"
+        b"--b\r\nContent-Type: message/rfc822\r\n\r\nSubject: the mail\r\n\r\nhello\r\n--b--\r\n"
+    )
+    view = View([(_row(1, message), message)])
+    for key in ("nobody@away.test", "Status: 5.1.1", "the mail"):
+        assert run(Text(key, False), view) == run(Text(key, True), view) == [1]
 
 
 def test_no_file_is_opened_where_the_rows_decide() -> None:

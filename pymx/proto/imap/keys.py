@@ -2,8 +2,8 @@
 
     0  sent           the Date field in Unix seconds, None where it can't be read
     1  sent_day       its day as it stands there (`date.toordinal`), 0 where it is unreadable, None: see the header
-    2  from_text      all From fields decoded and folded for search, each with LF behind it; b"" when there are none,
-    3  to_text        None when they are too long to keep: look into the header
+    2  from_text      all From fields decoded and folded for search, and addresses that don't stand in them as such,
+    3  to_text        each with LF behind it; b"" when there are none, None when they are too long: see the header
     4  cc_text
     5  bcc_text
     6  subject_text
@@ -25,10 +25,10 @@ import re
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
+from pymx.mail.address_list import Address, addresses, hidden
 from pymx.mail.collation import base_subject, casemap
 from pymx.mail.date import parse_date, unix_seconds
 from pymx.mail.text import decode_header, fold
-from pymx.proto.imap.envelope import Address, addresses
 
 MAX_TEXT = 8192  # octets of a kind of field that are kept for search
 MAX_REFERENCES = 100
@@ -92,7 +92,10 @@ def _text(fields: Fields, name: bytes, complete: bool) -> bytes | None:
     values = fields.get(name, ())
     if not complete or sum(map(len, values)) > MAX_TEXT:
         return None
-    return b"".join([fold(decode_header(value)).encode("utf-8", "surrogatepass") + b"\n" for value in values])
+    texts = [fold(decode_header(value)) for value in values]
+    if name != b"subject":
+        texts += (address for value in values for address in hidden(value))
+    return b"".join([text.encode("utf-8", "surrogatepass") + b"\n" for text in texts])
 
 
 def _first(fields: Fields, name: bytes) -> Address | None:
