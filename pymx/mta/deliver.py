@@ -15,6 +15,7 @@ import asyncio
 import time
 from collections.abc import Collection, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from pymx import log, metrics
 from pymx.config.model import Outbound
@@ -83,8 +84,10 @@ class Deliver:
         if not destination.startswith("["):
             try:
                 records = await self._resolver.mx(destination)
-            except (NoSuchDomain, NoRecords, TemporaryDnsError):
+            except (NoSuchDomain, NoRecords):
                 records = []
+            except TemporaryDnsError:
+                return replace(self._providers.place(destination, []), is_guess=True)
             best = min((preference for preference, _ in records), default=0)
             hosts = [host for preference, host in records if preference == best and host]
         return self._providers.place(destination, hosts)

@@ -236,7 +236,7 @@ class Manager:
             place = await self._find_place(destination)
         except Exception as e:  # the attempt will say what is wrong with it
             _log.exception("delivery_crashed", key=destination, error=str(e))
-            place = Place(destination, destination, self._limits)
+            place = Place(destination, destination, self._limits, is_guess=True)
         excess = self._window.place(destination, place, time.time())
         self._start_workers()
         if excess:

@@ -23,12 +23,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A destination's site and hosts. `direct`: the servers there see our own address, so that a warm-up counts."""
+    """A destination's site and hosts. `direct`: the servers there see our own address, so that a warm-up counts.
+
+    `is_guess`: DNS could not be asked; it is asked again soon.
+    """
 
     site: str
     hosts: str
     limits: Limits
     direct: bool = False
+    is_guess: bool = False
 
 
 class Kind(enum.Enum):

@@ -20,7 +20,7 @@ import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 
 from pymx.queue.pace import FOREVER, Change, Pace, Rules
 from pymx.queue.place import Kind, Limits, Place, Strain
@@ -35,6 +35,7 @@ _TURN = 10  # messages
 _TURN_S = 2.0
 _PLACES = 50_000
 _PLACE_S = 3600.0
+_GUESS_S = 60.0
 _PACES = 20_000
 _SET_BACK_S = 1.0
 
@@ -121,7 +122,8 @@ class Window:
         self._lanes: dict[str, Lane] = {}
         self._sites: dict[str, Site] = {}
         self._unplaced: dict[str, None] = {}  # destinations
-        self._unasked: dict[str, None] = {}  # of them
+        self._unasked: dict[str, None] = {}  # of them, with new mail
+        self._unasked_deferred: dict[str, None] = {}  # with deferred mail alone
         self._paces: dict[str, Pace] = {}
         self._places: OrderedDict[str, tuple[Place, float]] = OrderedDict()
         self._groups: dict[str, str] = {}  # destination → site, where they differ
@@ -148,17 +150,24 @@ class Window:
         return None
 
     def to_place(self, limit: int) -> list[str]:
-        """Destinations whose place is not known and was not asked for yet; they count as asked for now."""
-        asked = list(islice(self._unasked, limit))
+        """Destinations whose place is not known and was not asked for yet; they count as asked for now.
+
+        Those with new mail first: after a restart thousands whose name servers are dead may be in line.
+        """
+        asked = list(islice(chain(self._unasked, self._unasked_deferred), limit))
         for destination in asked:
-            del self._unasked[destination]
+            self._forget_question(destination)
         return asked
+
+    def _forget_question(self, destination: str) -> None:
+        self._unasked.pop(destination, None)
+        self._unasked_deferred.pop(destination, None)
 
     def place(self, destination: str, place: Place, now: float) -> list[Item]:
         """Where a destination's mail goes; what is too much of that site, to be given back."""
         self._remember(destination, place, now)
         self._unplaced.pop(destination, None)
-        self._unasked.pop(destination, None)
+        self._forget_question(destination)
         lane = self._lanes.get(destination)
         if lane is None or lane.place is not None:
             return []
@@ -177,7 +186,7 @@ class Window:
 
     def _remember(self, destination: str, place: Place, now: float) -> None:
         before = self._groups.get(destination, destination)
-        self._places[destination] = (place, now + _PLACE_S)
+        self._places[destination] = (place, now + (_GUESS_S if place.is_guess else _PLACE_S))
         self._places.move_to_end(destination)
         while len(self._places) > _PLACES:
             gone, _ = self._places.popitem(last=False)
@@ -281,9 +290,13 @@ class Window:
             lane = self._lanes[item.destination] = Lane(item.destination)
             place = self._place_of(item.destination, now)
             if place is None:
-                self._unplaced[item.destination] = self._unasked[item.destination] = None
+                self._unplaced[item.destination] = None
+                (self._unasked if item.fresh else self._unasked_deferred)[item.destination] = None
             else:
                 self._attach(lane, place)
+        elif item.fresh and item.destination in self._unasked_deferred:
+            del self._unasked_deferred[item.destination]
+            self._unasked[item.destination] = None
         (lane.fresh if item.fresh else lane.deferred).append(item)
         self._count(item, 1)
         if lane.place is not None:
@@ -307,6 +320,7 @@ class Window:
         self._sites.clear()
         self._unplaced.clear()
         self._unasked.clear()
+        self._unasked_deferred.clear()
         self._spilled.clear()
         self._ready.clear()
         self._timers.clear()

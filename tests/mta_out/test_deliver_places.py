@@ -33,6 +33,7 @@ async def test_domains_are_grouped_by_their_best_mail_servers(dns_server: DnsSer
     places = [await deliver.place(d) for d in ("one.test", "two.test", "three.test", "broken.test", "nx.test")]
     assert [p.site for p in places] == ["google", "mx.hoster.test", "mx.hoster.test", "broken.test", "nx.test"]
     assert all(p.direct for p in places)
+    assert [p.is_guess for p in places] == [False, False, False, True, False]
     routed = await deliver.place("smart.test:587")
     assert (routed.site, routed.direct) == ("smart.test:587", False)
     assert (await deliver.place("[192.0.2.1]")).site == "[192.0.2.1]"
