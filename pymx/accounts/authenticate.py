@@ -100,8 +100,8 @@ class Authenticator:
         except AuthenticationFailed as e:
             metrics.add("logins_failed")
             self._log.info("login_failed", account=shown, peer_ip=peer_ip, reason=e.reason)
-            if self._limits is not None and e.is_guess:
-                wait_s = await self._limits.failed(standing, login, password, peer_ip=peer_ip)
+            if self._limits is not None:
+                wait_s = await self._limits.failed(standing, login, password, peer_ip=peer_ip, is_guess=e.is_guess)
                 # counted from the beginning, so that it covers what differs: hashes of several kinds, look-ups
                 await self._limits.hold_back(wait_s - (time.monotonic() - began))
             raise

@@ -149,13 +149,20 @@ class LoginLimits:
             self._counters.complain(e.reason)
             return Standing("")
 
-    async def failed(self, standing: Standing, login: str, password: str, *, peer_ip: str) -> float:
-        """Note a wrong password; how many seconds its answer is to be held back."""
+    async def failed(
+        self, standing: Standing, login: str, password: str, *, peer_ip: str, is_guess: bool = True
+    ) -> float:
+        """Note a wrong password; how many seconds its answer is to be held back.
+
+        `is_guess` is False for one that can't be judged: it counts for no ban, but nobody shall see a difference.
+        """
         if not standing.network:
             return 0.0
         network, account, now = standing.network, account_key(login), self._counters.clock()
         try:
-            failed = await self._counters.write(lambda state: state.failed(network, account, password, now))
+            failed = await self._counters.write(
+                lambda state: state.failed(network, account, password, now, is_guess=is_guess)
+            )
         except LimitsUnavailable as e:
             self._counters.complain(e.reason)
             return 0.0

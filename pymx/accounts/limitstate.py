@@ -74,8 +74,9 @@ CREATE TABLE notice(
   account TEXT NOT NULL, about TEXT NOT NULL, at_s REAL NOT NULL, PRIMARY KEY (account, about)) WITHOUT ROWID;
 """
 
+_NO_GUESS = -1  # the tag of a password that can't be judged: it is answered as late as others, and counts for no ban
 _COUNTED = """
-FROM guess WHERE network = :network AND last_s > :since AND NOT EXISTS (
+FROM guess WHERE network = :network AND tag >= 0 AND last_s > :since AND NOT EXISTS (
   SELECT 1 FROM login WHERE login.network = guess.network AND login.account = guess.account AND login.last_s > :good)
 """
 
@@ -197,17 +198,19 @@ class LimitState:
     def succeeded(self, network: str, account: str, now: float) -> None:
         self._db.execute("INSERT OR REPLACE INTO login VALUES (?, ?, ?)", (network, account, now))
 
-    def failed(self, network: str, account: str, password: str, now: float) -> Failed:
+    def failed(self, network: str, account: str, password: str, now: float, *, is_guess: bool = True) -> Failed:
         """Note a wrong password, and ban the network if it was one too many."""
         since = now - self.rules.window_s
         self._db.execute(
             "INSERT INTO guess VALUES (?, ?, ?, ?, ?, 1) ON CONFLICT DO UPDATE SET "
             "times = CASE WHEN last_s > ? THEN times + 1 ELSE 1 END, "
             "first_s = CASE WHEN last_s > ? THEN first_s ELSE excluded.first_s END, last_s = excluded.last_s",
-            (network, account, tag(self._key, account, password), now, now, since, since),
+            (network, account, tag(self._key, account, password) if is_guess else _NO_GUESS, now, now, since, since),
         )
         times = self._count("SELECT sum(times) FROM guess WHERE network = ? AND last_s > ?", network, since)
-        from_everywhere = self._count("SELECT count(*) FROM guess WHERE account = ? AND last_s > ?", account, since)
+        from_everywhere = self._count(
+            "SELECT count(*) FROM guess WHERE account = ? AND tag >= 0 AND last_s > ?", account, since
+        )
         values = {"network": network, "since": since, "good": now - self.rules.good_s}
         distinct = int(self._db.execute(f"SELECT count(*) {_COUNTED}", values).fetchone()[0])
         ban = self._earned(network, distinct, now, values) if self.rules.earns_ban(distinct) else None

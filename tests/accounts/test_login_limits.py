@@ -207,18 +207,23 @@ async def test_slowed_answers_are_capped(open_door: OpenDoor):
     await asyncio.gather(*answers)
 
 
-async def test_unknown_user_and_wrong_password_wait_alike(open_door: OpenDoor):
-    """The wait depends on the address alone."""
+async def test_unknown_user_and_wrong_password_wait_alike(open_door: OpenDoor, registry: Registry):
+    """The wait depends on the address alone; a user whose stored password nobody can have is no exception."""
+    registry.set_password(ALICE, "{DISABLED}")
     door = await open_door(slow_max_s=3600, ban_after=0)
 
     async def time_s(login: str, peer_ip: str) -> float:
         began = time.monotonic()
         await door.login("wrong", login, peer_ip)
+        await door.login("bad", login, peer_ip)
         return time.monotonic() - began
 
-    known, unknown = await asyncio.gather(time_s(BOB, "192.0.2.3"), time_s("nobody@example.test", "192.0.2.4"))
+    known, unknown, disabled = await asyncio.gather(
+        time_s(BOB, "192.0.2.3"), time_s("nobody@example.test", "192.0.2.4"), time_s(ALICE, "192.0.2.5")
+    )
     assert known == pytest.approx(unknown, abs=0.25)
-    assert min(known, unknown) >= 0.49
+    assert disabled == pytest.approx(unknown, abs=0.25)
+    assert min(known, unknown, disabled) >= 1.48
 
 
 async def test_one_address_has_one_check_running_and_the_owner_goes_first(open_door: OpenDoor, registry: Registry):
