@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from imap_rig import Client, Rig
 
 from pymx.mail.mime import parse
-from pymx.proto.imap.binary import UnknownEncoding, extract_binary
+from pymx.proto.imap.binary import UnknownEncoding, extract_binary, in_lines
 
 DATA = bytes(range(256)) * 3
 ENCODED = base64.encodebytes(DATA).replace(b"\n", b"\r\n")
@@ -71,7 +71,7 @@ async def test_unknown_encoding_is_refused_with_its_code(rig: Rig) -> None:
 
 
 async def test_literal8_is_stored_when_it_is_lines_of_text(rig: Rig) -> None:
-    """RFC 3516 s. 4.4: what a Maildir would change is refused with UNKNOWN-CTE."""
+    """RFC 3516 s. 4.4: what a Maildir would change, and is not said to be binary, is refused with UNKNOWN-CTE."""
     client = await rig.select()
     assert (await client.ok(b"APPEND INBOX (\\Seen) ~{14+}\r\nSubject: x\r\n\r\n"))[-1].startswith(b"OK [APPENDUID")
     for bad in (b"Subject: x\r\n\r\nNUL\x00", b"Subject: x\r\n\r\none\ntwo"):
@@ -79,6 +79,40 @@ async def test_literal8_is_stored_when_it_is_lines_of_text(rig: Rig) -> None:
         assert lines[-1].startswith(b"NO [UNKNOWN-CTE]")
     assert (await client.ask(b"SEARCH SUBJECT ~{1+}\r\nx"))[-1].startswith(b"BAD")
     await client.close()
+
+
+async def test_binary_parts_are_stored_in_base64_and_come_back(rig: Rig) -> None:
+    """RFC 3516 s. 4.4: the server may change the encoding, but nothing may be lost."""
+    client = await rig.select()
+    data = DATA + b"\n--c\nlike a delimiter, and a bare LF"
+    message = MESSAGE.replace(b"\r\n base64\r\n\r\n" + ENCODED, b"\r\n BINARY\r\n\r\n" + data)
+    assert message != MESSAGE
+    lines = await client.ok(b"APPEND INBOX (\\Seen) ~{%d+}\r\n%b" % (len(message), message))
+    assert lines[-1].startswith(b"OK [APPENDUID")
+    assert data in await _answer(client, "FETCH 1 BINARY.PEEK[2]", len(data))
+    text = (await client.ok("FETCH 1 BODY.PEEK[]"))[0]
+    before, after = text.split(b"Content-Transfer-Encoding: base64\r\n\r\n", 1)
+    assert message.startswith(before.partition(b"}\r\n")[2])
+    assert b"\x00" not in text
+    assert b"\r\n\r\n--b" not in after.partition(b"--b")[0] + b"--b"
+    single = b"Content-Transfer-Encoding: binary\r\n\r\n" + DATA
+    await client.ok(b"APPEND INBOX ~{%d+}\r\n%b" % (len(single), single))
+    assert DATA in await _answer(client, "FETCH 2 BINARY.PEEK[1]", len(DATA))
+    await client.close()
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"", b"--b--\r\n"]))
+def test_what_is_encoded_for_storing_is_the_same_when_decoded(data: bytes, end: bytes) -> None:
+    """Round trip, of a part with a delimiter behind it and one that ends with the message."""
+    message = (
+        b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\nContent-Transfer-Encoding: binary\r\n\r\n"
+        + data.replace(b"-", b"")
+        + (b"\r\n" + end if end else b"")
+    )
+    stored = b"".join(in_lines(message))
+    assert stored.isascii()
+    assert extract_binary(stored, (1,)) == extract_binary(message, (1,))
+    assert stored.endswith(end)
 
 
 def test_whole_message_has_every_part_decoded_and_says_so() -> None:

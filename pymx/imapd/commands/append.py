@@ -1,17 +1,21 @@
 """APPEND (RFC 3501 s. 6.3.11), MULTIAPPEND (RFC 3502), APPENDUID (RFC 4315 s. 3), literal8 (RFC 3516 s. 4.4).
 
-CATENATE (RFC 4469): a message that comes in parts is put together first.
+CATENATE (RFC 4469): a message that comes in parts is put together first. Parts of a literal8 that are binary are stored
+as base64, as Dovecot does.
 
 Deviation: RFC 9755 s. 4 has raw octets in the header refused from clients without UTF8=ACCEPT; old messages have them.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 from pymx.imapd.catenate import catenated
 from pymx.imapd.client import Client
 from pymx.imapd.trouble import refusal
 from pymx.ms.errors import NoSuchMailbox
 from pymx.ms.store import Append
+from pymx.proto.imap.binary import in_lines
 from pymx.proto.imap.commands.append import AppendMessage, AppendTo
 from pymx.proto.imap.errors import No
 from pymx.proto.imap.sequence import runs
@@ -40,10 +44,30 @@ async def to_store(client: Client, message: AppendMessage) -> Append:
     assert isinstance(content, Content)
     if content.size_octets == 0:
         raise No("An empty message can't be stored", code="CANNOT")  # RFC 3502 s. 6.3.11: it also means giving up
-    if message.binary and not await client.server.store.in_thread(lambda: _is_text(content)):
-        # RFC 3516 s. 4.4: a Maildir keeps lines; binary content would come back changed
-        raise No("Binary content can't be stored", code="UNKNOWN-CTE")
+    if message.binary and not await client.server.store.in_thread(partial(_is_text, content)):
+        content = await _in_lines(client, content)
     return Append(content, message.flags, message.keywords, message.internaldate)
+
+
+async def _in_lines(client: Client, content: Content) -> Content:
+    """The same with binary parts in base64, since a Maildir keeps lines. Raises No if other parts are not lines."""
+    sink = client.server.sink()
+
+    def encode() -> tuple[Content | No, bool]:
+        for piece in in_lines(content.read()):
+            sink.feed(piece)
+        made = sink.finish()
+        return made, isinstance(made, Content) and _is_text(made)
+
+    encoded, is_text = await client.server.store.in_thread(encode)
+    if isinstance(encoded, No):
+        raise encoded
+    if not is_text:
+        # RFC 3516 s. 4.4; what is not said to be binary would come back changed
+        raise No("Binary content can't be stored", code="UNKNOWN-CTE")
+    if encoded.size_octets > client.server.mail.max_message_octets:
+        raise No("Message is too large", code="TOOBIG")
+    return encoded
 
 
 def _is_text(content: Content) -> bool:

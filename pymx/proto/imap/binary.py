@@ -2,11 +2,14 @@
 
 A section without part numbers is the whole message: there, every encoded part is replaced by its content and its
 header says so. `UnknownEncoding` is raised where an encoding is none that we know.
+
+The way back is `in_lines`, for messages with binary parts that come by APPEND.
 """
 
 from __future__ import annotations
 
 import re
+from base64 import encodebytes
 from collections.abc import Iterator
 
 from pymx.mail.mime import Part, parse
@@ -63,6 +66,22 @@ def _whole(message: bytes, root: Part) -> bytes:
         position = leaf.body_end
     out.append(message[position:])
     return b"".join(out)
+
+
+def in_lines(message: bytes) -> Iterator[bytes]:
+    """The pieces of the message with its binary parts in base64; s. 4.4: "the server MAY modify the CTE"."""
+    position = 0
+    for leaf in _leaves(parse(message)):
+        if leaf.encoding.lower() != b"binary":
+            continue
+        header = message[leaf.header_start : leaf.body_start]
+        yield message[position : leaf.header_start]
+        yield _ENCODING_FIELD.sub(b"Content-Transfer-Encoding: base64\r\n", header, count=1)
+        position = leaf.body_end
+        lines = encodebytes(message[leaf.body_start : position]).replace(b"\n", b"\r\n")
+        # A delimiter that follows brings the last line's end.
+        yield lines if position == len(message) else lines.removesuffix(b"\r\n")
+    yield message[position:]
 
 
 def _leaves(part: Part) -> Iterator[Part]:
