@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pymx.admin.context import Context, CtlError, Exit
 from pymx.admin.mailbox import accounts, owner_of
+from pymx.admin.output import Output
 from pymx.junk.build import taught_file
 from pymx.junk.filter import Filter
 from pymx.junk.learn import Kind, LessonRefused
@@ -107,7 +108,7 @@ async def _learn(args: argparse.Namespace, context: Context, owner: Owner) -> li
     await store.start()
     try:
         return [
-            (name, await _learn_folder(store, own_filter, owner, name, kind, args.limit))
+            (name, await _learn_folder(context.out, store, own_filter, owner, name, kind, args.limit))
             for name, kind in _plan(args, await store.folders(owner) if args.junk is None else [])
         ]
     except NoSuchMailbox as e:
@@ -132,7 +133,9 @@ def _plan(args: argparse.Namespace, folders: Sequence[Folder]) -> Iterator[tuple
         yield name, Kind.KEPT
 
 
-async def _learn_folder(store: Store, own_filter: Filter, owner: Owner, name: str, kind: Kind, limit: int) -> int:
+async def _learn_folder(
+    out: Output, store: Store, own_filter: Filter, owner: Owner, name: str, kind: Kind, limit: int
+) -> int:
     try:
         mailbox = await store.open(owner, name, read_only=True)
     except NoSuchMailbox:
@@ -140,13 +143,15 @@ async def _learn_folder(store: Store, own_filter: Filter, owner: Owner, name: st
     try:
         uids = await _chosen(mailbox, kind, limit)
         new = 0
-        async for _, message in mailbox.messages(uids):
-            if message is None or message.octets > _MAX_OCTETS:
-                continue
-            try:
-                new += await asyncio.to_thread(own_filter.learn, owner.email, await message.read(), kind)
-            except LessonRefused as e:
-                raise CtlError(str(e)) from None
+        with out.progress(name, len(uids)) as step:
+            async for _, message in mailbox.messages(uids):
+                step()
+                if message is None or message.octets > _MAX_OCTETS:
+                    continue
+                try:
+                    new += await asyncio.to_thread(own_filter.learn, owner.email, await message.read(), kind)
+                except LessonRefused as e:
+                    raise CtlError(str(e)) from None
         return new
     finally:
         mailbox.close()

@@ -73,26 +73,13 @@ def accounts(context: Context, user: str | None) -> Iterator[Owner]:
 
 
 def _check(args: argparse.Namespace, context: Context) -> int:
-    from pymx.ms.mend import index_path
-
-    mail = context.config.mail
-    layout = Layout(mail.layout, mail.separator)
     found: list[tuple[str, Finding]] = []
-    looked_at = 0
-    for owner in accounts(context, args.user):
-        root = owner.path(os.fsencode(mail.root))
-        if not is_mailbox(root) and args.user is None:
-            continue
-        looked_at += 1
-        place = Place(root, layout.fs, control_root(mail.control_dir, owner))
-        audit = Audit(
-            root, layout, index_path(mail, owner), user=owner.email, read_messages=not args.quick, place=place
-        )
-        try:
-            levels = layout.levels(args.mailbox) if args.mailbox else None
-            found += [(owner.email, finding) for finding in audit.run(levels)]
-        except StoreError as error:
-            raise CtlError(f"{owner.email}: {error}") from None
+    owners = [o for o in accounts(context, args.user) if args.user or is_mailbox(_root(context, o))]
+    with context.out.progress("accounts", len(owners)) as step:
+        for owner in owners:
+            found += [(owner.email, finding) for finding in _audit(args, context, owner)]
+            step()
+    looked_at = len(owners)
     wrong = sum(finding.wrong for _, finding in found)
     if context.json:
         rows = [(email, f.mailbox, f.kind, f.text, f.remedy, f.wrong) for email, f in found]
@@ -102,6 +89,25 @@ def _check(args: argparse.Namespace, context: Context) -> int:
         said = "nothing is wrong" if not wrong else f"{wrong} things are wrong" if wrong > 1 else "one thing is wrong"
         print(f"{looked_at} {'account' if looked_at == 1 else 'accounts'} looked at: {said}")
     return Exit.FAILED if wrong else Exit.OK
+
+
+def _root(context: Context, owner: Owner) -> bytes:
+    return owner.path(os.fsencode(context.config.mail.root))
+
+
+def _audit(args: argparse.Namespace, context: Context, owner: Owner) -> list[Finding]:
+    """What is to be said of one account."""
+    from pymx.ms.mend import index_path
+
+    mail = context.config.mail
+    layout = Layout(mail.layout, mail.separator)
+    root = _root(context, owner)
+    place = Place(root, layout.fs, control_root(mail.control_dir, owner))
+    audit = Audit(root, layout, index_path(mail, owner), user=owner.email, read_messages=not args.quick, place=place)
+    try:
+        return list(audit.run(layout.levels(args.mailbox) if args.mailbox else None))
+    except StoreError as error:
+        raise CtlError(f"{owner.email}: {error}") from None
 
 
 def _print(found: list[tuple[str, Finding]], *, notes: bool) -> None:

@@ -1,13 +1,15 @@
 """What a command prints: tables for people, one JSON document for scripts.
 
-On a terminal a table is drawn by rich (imported only then); into a pipe it is aligned text. With --json each command
-prints exactly one document on standard output: a list of objects for a table, an object with "ok" for everything else.
+On a terminal a table is drawn by rich (imported only then); into a pipe it is aligned text. Work that takes long has a
+bar on standard error, if that is a terminal. With --json each command prints exactly one document on standard output: a
+list of objects for a table, an object with "ok" for everything else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 
 class Output:
@@ -43,6 +45,20 @@ class Output:
             self._dump({"ok": True, **facts})
         else:
             print(text)
+
+    @contextlib.contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Callable[[], None]]:
+        """Gives what is to be called after each of `total` steps. Nothing may be printed meanwhile."""
+        if self._as_json or not sys.stderr.isatty():
+            yield lambda: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(_text(what), total=total)
+            yield lambda: bar.advance(task)
 
     def warn(self, text: str) -> None:
         """Something a person should know, on standard error."""

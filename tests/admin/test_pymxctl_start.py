@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from support.programs import python_for
+from support.terminal import run_on_terminal
 
 HEAVY = (
     "sqlalchemy",
@@ -113,6 +114,29 @@ def test_a_terminal_gets_a_drawn_table(pymxctl):
     os.close(ours)
     assert b"example.test" in drawn
     assert "─".encode() in drawn
+
+
+WORK = """
+import sys
+from pymx.admin.output import Output
+with Output(as_json="--json" in sys.argv).progress("Junk", 3) as step:
+    for _ in range(3):
+        step()
+print("learned 3", "rich" in sys.modules)
+"""
+
+
+def test_long_work_has_a_bar_on_a_terminal_and_nowhere_else():
+    """For people only: not in a pipe, not with --json; it goes away when the work is done."""
+    status, drawn = run_on_terminal(sys.executable, "-c", WORK, env={**os.environ, "TERM": "xterm", "COLUMNS": "80"})
+    assert status == 0
+    assert "Junk" in drawn
+    assert "3/3" in drawn
+    assert drawn.rstrip().endswith("learned 3 True")
+    status, drawn = run_on_terminal(sys.executable, "-c", WORK, "--json")
+    assert (status, drawn.strip()) == (0, "learned 3 False")
+    done = subprocess.run([sys.executable, "-c", WORK], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("learned 3 False\n", "")
 
 
 def test_controls_in_a_value_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]):
