@@ -132,6 +132,7 @@ class _Run:
         self._pending = list(places)
         self._trouble: dict[int, tuple[Phase, Remote | Event, str, str, Host | None]] = {}
         self._wish = wish(attempt.envelope, attempt.content.head)
+        self._said: Strain | None = None  # about the place, by a host that can speak for it
         self._had_its_say: set[str] = set()  # addresses that answered over a kept connection
         self.outcomes: dict[int, Outcome] = {}
 
@@ -381,7 +382,12 @@ class _Run:
             self._trouble[place] = (phase, what, words, tls, host)
 
     def _strain(self, phase: Phase, what: Remote | Event, host: Host | None) -> Strain | None:
-        return self._deliver._providers.strain(self._place.site, phase, what, host.name if host else "")
+        """What it says about the place. Of a host that can't speak for it: no more than those said that can."""
+        providers = self._deliver._providers
+        strain = providers.strain(self._place.site, phase, what)
+        if host is None or providers.speaks_for(self._place, host.name):
+            self._said = strain
+        return self._said if strain is not None else None
 
     def _settle(
         self, place: int, result: Result, status: str, reply: str, host: Host | None, tls: str, *,

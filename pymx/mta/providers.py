@@ -139,10 +139,17 @@ class Providers:
         )
         return Place(provider.name, key, limits, direct=True)
 
-    def strain(self, site: str, phase: Phase, what: Remote | Event, host: str = "") -> Strain | None:
-        """What trouble with one message says about the whole place. `host` is the server that was talked to, if any."""
-        provider = self._by_name.get(site)
-        if what in _OF_ONE_DOMAIN or (provider is not None and host and not provider.has(host.lower().rstrip("."))):
+    def speaks_for(self, place: Place, host: str) -> bool:
+        """Whether a server is one of those that the place is called after. Behind them a domain may name any other."""
+        name = host.lower().rstrip(".")
+        provider = self._by_name.get(place.site)
+        if provider is not None:
+            return provider.has(name)
+        return not place.direct or name in place.hosts.rstrip(".").split(",")
+
+    def strain(self, site: str, phase: Phase, what: Remote | Event) -> Strain | None:
+        """What trouble with one message says about the whole place."""
+        if what in _OF_ONE_DOMAIN:
             return None
         if isinstance(what, Event):
             down = phase in _BEFORE_MAIL or (phase is Phase.MAIL and what is not Event.GARBAGE)

@@ -167,3 +167,27 @@ async def test_an_attempt_without_a_place_is_made_by_the_general_limits(
         assert results(await deliver.attempt(attempt("a@far.test"))) == [(OK, "2.0.0")]
     assert remote.connections == 1
     assert isinstance(await deliver.place("far.test"), Place)
+
+
+@pytest.mark.parametrize("words", ["421 4.7.28 rate limited", "421 4.3.2 closing"])
+async def test_a_stranger_behind_somebody_elses_server_does_not_speak_for_it(
+    scripted_remote: Start, dns_server: DnsServer, deliver_to: DeliverTo, words: str
+) -> None:
+    """Else whoever names a big server as his first and one of his own as second could stop our mail to the big one."""
+    big = scripted_remote(replies={"RCPT": "450 4.2.0 greylisted"}, address="127.0.0.2")
+    scripted_remote(replies={"MAIL": words}, address="127.0.0.3", port=big.port)
+    dns_server.zone("big.test", "mx A 127.0.0.2")
+    dns_server.zone("evil.test", "@ MX 10 mx.big.test.\n@ MX 20 mx\nmx A 127.0.0.3")
+    (outcome,) = await deliver_by_place(deliver_to(settings(big.port)), "a@evil.test")
+    assert (outcome.result, outcome.mx) == (DEFERRED, "mx.evil.test")
+    assert outcome.strain is None
+
+
+async def test_a_place_is_down_when_its_best_server_and_the_one_behind_it_are(
+    dns_server: DnsServer, deliver_to: DeliverTo
+) -> None:
+    """What the best one said counts, not that another was tried after it."""
+    dns_server.zone("far.test", "@ MX 10 x\n@ MX 20 y\nx A 127.0.0.8\ny A 127.0.0.9")
+    (outcome,) = await deliver_by_place(deliver_to(settings(1)), "a@far.test")
+    assert outcome.strain is not None
+    assert outcome.strain.kind is Kind.DOWN
