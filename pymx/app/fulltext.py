@@ -87,7 +87,7 @@ class FullTexts:
     async def _build(self, email: str) -> None:
         started = time.monotonic()
         try:
-            report = await build(Task(self._mail, self._rooms.config.hostname, email))
+            report = await in_child(Task(self._mail, self._rooms.config.hostname, email))
         except (OSError, msgspec.DecodeError) as error:
             report = Report(error=str(error))
         self._built[email] = time.monotonic()
@@ -105,7 +105,7 @@ class FullTexts:
             )
 
 
-async def build(task: Task) -> Report:
+async def in_child(task: Task) -> Report:
     """Have a child process do it. Raises OSError, msgspec.DecodeError."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", "pymx.app.upkeep",

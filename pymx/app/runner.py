@@ -14,6 +14,7 @@ from pymx.app.certs import look_after_certificates
 from pymx.app.errands import Errands
 from pymx.app.fulltext import FullTexts
 from pymx.app.pages import open_pages
+from pymx.app.prerender import Prerendering
 from pymx.app.reports import ReportsRunner
 from pymx.app.rooms import INVALIDATE, Rooms
 from pymx.config.model import Config
@@ -74,6 +75,7 @@ class RunnerSide:
         tls.report = reports.tls_result
         await self._open_control(stack, manager, reports)
         FullTexts(rooms).start(stack)
+        Prerendering(rooms).start(stack)
         housekeeping = asyncio.get_running_loop().create_task(self._keep_house())
         stack.callback(housekeeping.cancel)
         await open_pages(stack, rooms)

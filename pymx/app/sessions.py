@@ -12,6 +12,7 @@ from pymx import log
 from pymx.accounts.authenticate import Authenticator
 from pymx.app.fulltext import ask_for_builds
 from pymx.app.limits import ProcessLimits, Watch
+from pymx.app.prerender import ask_for_rendering
 from pymx.app.reports import count_judged
 from pymx.app.rooms import Rooms
 from pymx.checks.build import build_pipeline
@@ -55,6 +56,7 @@ class SessionSide:
         """Build the policies, open the listeners; `stack` takes what has to be closed. Raises StartError."""
         rooms, config, site = self._rooms, self._config, self._rooms.site
         ask_for_builds(rooms)
+        ask_for_rendering(rooms)
         limits = self._limits = ProcessLimits(rooms)
         await limits.start(stack)
         authenticator = Authenticator(

@@ -13,10 +13,13 @@ import time
 import msgspec
 
 from pymx.config.model import Mail
+from pymx.ms import prerender
+from pymx.ms.account import Account
 from pymx.ms.errors import StoreError
 from pymx.ms.fulltextbuild import Builder
 from pymx.ms.mend import open_account
 from pymx.ms.owner import Owner
+from pymx.proto.imap.render import render
 
 NICE = 19
 
@@ -27,6 +30,7 @@ class Task(msgspec.Struct, frozen=True):
     mail: Mail
     hostname: str
     email: str
+    render: str = ""  # GUID of a mailbox whose messages are to be rendered; else the full-text index is built
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -46,6 +50,8 @@ def work(task: Task) -> Report:
     local_part, _, domain = task.email.rpartition("@")
     account = open_account(task.mail, Owner(domain, local_part), task.hostname)
     try:
+        if task.render:
+            return Report(_rendered(account, task.render), cpu_s=time.process_time())
         built = Builder(account, max_percent=task.mail.fulltext_max_percent).run()
     except StoreError as error:
         return Report(error=error.reason or str(error))
@@ -54,6 +60,18 @@ def work(task: Task) -> Report:
     return Report(
         built.messages, built.left_out, built.dropped, built.size_octets, built.full, time.process_time(), built.refused
     )
+
+
+def _rendered(account: Account, guid: str) -> int:
+    """How many messages were rendered."""
+
+    def work() -> int:
+        for levels in account.layout.mailboxes(account.home.root):
+            if account.guid(levels) == guid:
+                return prerender.run(account.box(levels), render)
+        return 0
+
+    return account.call(work)
 
 
 def main() -> int:

@@ -17,7 +17,20 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pymx.mail.search import Criterion
 from pymx.mail.threads import Forest
-from pymx.ms import copying, delivering, flagging, letters, names, reading, removing, rows, searching, sorting, view
+from pymx.ms import (
+    copying,
+    delivering,
+    flagging,
+    letters,
+    names,
+    prerender,
+    reading,
+    removing,
+    rows,
+    searching,
+    sorting,
+    view,
+)
 from pymx.ms.account import Account
 from pymx.ms.box import Box
 from pymx.ms.change import Change
@@ -145,7 +158,7 @@ class Mailbox:
         self._callback: Callable[[], None] | None = None
         self._closed = False
         self._stopped = False
-        box.users += 1
+        self._rendering_asked = False
 
     # Looking
 
@@ -199,18 +212,30 @@ class Mailbox:
         there = {self.uids[at] for at in flagging.positions(self.uids, [row[0] for row in changed])}
         return [row for row in changed if row[0] in there]
 
-    async def rows(self, uids: Sequence[int], *, rendered: bool = False) -> AsyncIterator[list[MessageRow]]:
-        """Batches of rows in UID order; messages that are gone are absent."""
+    async def rows(
+        self, uids: Sequence[int], *, rendered: bool = False, dated: bool = True
+    ) -> AsyncIterator[list[MessageRow]]:
+        """Batches of rows in UID order; messages that are gone are absent. Without `dated` INTERNALDATE may be None."""
         size = 200 if rendered else rows.BATCH
         bulk = len(uids) > _BULK_MESSAGES
+        if rendered and len(uids) > prerender.LEAST:
+            await self.prepare_rendering()
         for start in range(0, len(uids), size):
-            work = functools.partial(self._rows, uids[start : start + size], rendered)
+            work = functools.partial(self._rows, uids[start : start + size], rendered, dated)
             batch = await self._run(work, bulk=bulk)
             if batch:
                 yield batch
 
-    def _rows(self, uids: Sequence[int], rendered: bool, _: Account) -> list[MessageRow]:
-        return reading.rows(self._box, self._low, uids, rendered, self._store.render)
+    def _rows(self, uids: Sequence[int], rendered: bool, dated: bool, _: Account) -> list[MessageRow]:
+        return reading.rows(self._box, self._low, uids, rendered, self._store.render, dated=dated)
+
+    async def prepare_rendering(self) -> None:
+        """Ask for help if most of a large mailbox is not rendered yet: another process begins at its end."""
+        wanted, self._rendering_asked = not self._rendering_asked, True
+        if not wanted or len(self.uids) <= prerender.LEAST:
+            return
+        if await self._run(lambda _: prerender.is_cold(self._box, self._low, self.uids)):
+            self._store.wants_rendering(self.owner.email, self._guid)
 
     async def messages(self, uids: Sequence[int]) -> AsyncIterator[tuple[int, StoredMessage | None]]:
         """Open each message in turn; None for one that is gone."""
@@ -467,7 +492,6 @@ class Mailbox:
             return
         self._closed = True
         self.watch(None)
-        self._box.users -= 1
         self._store.release(self._account)
 
     async def _run(self, function: Callable[[Account], T], *, bulk: bool = False) -> T:

@@ -94,9 +94,7 @@ def disk_octets(name: bytes) -> int | None:
     return int(found[1]) if found else None
 
 
-def arrival_order(name: bytes) -> tuple[int, int, bytes]:
-    """Sort key of messages that have no UID yet: seconds, microseconds, base."""
-    found = _TIME.match(name)
-    if not found:
-        return (0, 0, base_of(name))
-    return (int(found[1]), int(found[2] or 0), base_of(name))
+def arrival(base: bytes) -> tuple[int, int]:
+    """When a message came, as its base has it: seconds, microseconds. Those without a UID get theirs in this order."""
+    found = _TIME.match(base)
+    return (int(found[1]), int(found[2] or 0)) if found else (0, 0)

@@ -146,11 +146,13 @@ def previews(box: Box, low: int, uids: Sequence[int], *, lazy: bool) -> dict[int
     return found
 
 
-def rows(box: Box, low: int, uids: Sequence[int], rendered: bool, render: Render | None) -> list[MessageRow]:
-    """Rows of the messages that are there, with nothing missing in them."""
+def rows(
+    box: Box, low: int, uids: Sequence[int], rendered: bool, render: Render | None, *, dated: bool = True
+) -> list[MessageRow]:
+    """Rows of the messages that are there, with nothing missing in them but, without `dated`, their dates."""
     with box.home.index.read() as db:
         found = select_rendered(db, low, uids) if rendered else select(db, low, uids)
-    undated = [row[0] for row in found if row[5] is None]
+    undated = [row[0] for row in found if row[5] is None] if dated else []
     unrendered = [row[0] for row in found if row[7] is None] if rendered else []
     if not undated and not unrendered:
         return found
@@ -161,7 +163,7 @@ def rows(box: Box, low: int, uids: Sequence[int], rendered: bool, render: Render
     with box.home.index.read() as db:
         found = select_rendered(db, low, uids) if rendered else select(db, low, uids)
     # what is still missing has no file any more; the next listing takes its row away
-    return [row for row in found if row[5] is not None and (not rendered or row[7] is not None)]
+    return [row for row in found if (row[5] is not None or not dated) and (not rendered or row[7] is not None)]
 
 
 def _fill_dates(box: Box, low: int, uids: Sequence[int]) -> None:
@@ -184,8 +186,16 @@ def _fill_dates(box: Box, low: int, uids: Sequence[int]) -> None:
 
 def _fill_rendered(box: Box, low: int, uids: Sequence[int], render: Render) -> None:
     filled = []
-    for uid in uids:
-        message = read_message(box, uid)
+    with box.home.index.read() as db:
+        files = select(db, low, uids, columns="id & 4294967295, in_new, name")
+    for uid, in_new, name in files:
+        try:
+            fd = packed.open_plain(os.path.join(box.new if in_new else box.cur, name))
+        except FileNotFoundError:
+            message = read_message(box, uid)
+        else:
+            with open(fd, "rb", buffering=0) as file:
+                message = to_wire(file.read())
         if message is not None:
             filled.append((low | uid, render(message)))
     with box.home.index.write() as db:

@@ -11,6 +11,7 @@ import os
 import stat
 import time
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from pymx import log
 from pymx.ms import keywords, morekeywords, names, repair, uidlist
@@ -81,9 +82,8 @@ def _take_listing(hold: Hold, lines: list[Record], *, list_cur: bool, list_new: 
         list_cur = list_new = True
         seen = _compare(hold, list_cur=True, list_new=True)
     renamed = [(uid, *seen.fresh.pop(base)) for base, (uid, _) in list(seen.gone.items()) if base in seen.fresh]
-    gone = [
-        (uid, name) for base, (uid, name) in seen.gone.items() if base not in {names.base_of(n) for _, n, _ in renamed}
-    ]
+    kept = {names.base_of(name) for _, name, _ in renamed}
+    gone = [(uid, name) for base, (uid, name) in seen.gone.items() if base not in kept]
     if renamed:
         _take_renamed(hold, renamed)
     if gone:
@@ -118,7 +118,12 @@ def _compare(hold: Hold, *, list_cur: bool, list_new: bool) -> _Seen:
         known = dict(hold.db.execute(statement, (row.low, row.high, in_new)))
         for name in known.keys() - there:
             seen.gone[names.base_of(name)] = (known[name], name)
-        for name in there - known.keys():
+        fresh = there - known.keys()
+        bases = [name.partition(b":")[0] for name in fresh]
+        if not seen.fresh and len(set(bases)) == len(bases) and b"" not in bases and _usable(fresh):
+            seen.fresh = dict(zip(bases, zip(fresh, repeat(in_new)), strict=False))
+            continue
+        for name in fresh:
             if b"\n" in name or b"\r" in name or not names.base_of(name):
                 _log.warning("file_name_unusable", mailbox=hold.box.name, path=repr(name))
                 continue
@@ -128,6 +133,12 @@ def _compare(hold: Hold, *, list_cur: bool, list_new: bool) -> _Seen:
             else:
                 seen.fresh[base] = (name, in_new)
     return seen
+
+
+def _usable(names_there: set[bytes]) -> bool:
+    """No line ends in any of them."""
+    joined = b"/".join(names_there)
+    return b"\n" not in joined and b"\r" not in joined
 
 
 def _take_renamed(hold: Hold, renamed: list[tuple[int, bytes, int]]) -> None:
@@ -162,33 +173,44 @@ def _take_fresh(hold: Hold, seen: _Seen, lines: list[Record]) -> None:
     if unknown:
         by_base.update(repair.find_lines(hold, unknown))
     placed: list[tuple[int, bytes, int, bytes]] = []
-    unplaced: list[tuple[bytes, int]] = []
+    unplaced: list[tuple[int, int, bytes, bytes, int]] = []
     dropped: set[int] = set()
+    # at first sight there is nothing that a line could be told to have been before
+    known = (
+        by_base
+        and hold.db.execute(
+            "SELECT EXISTS(SELECT 1 FROM message WHERE id BETWEEN ? AND ?)"
+            " OR EXISTS(SELECT 1 FROM change WHERE mailbox=? AND kind=?)",
+            (row.low, row.high, row.id, EXPUNGED),
+        ).fetchone()[0]
+    )
     for base, (name, in_new) in seen.fresh.items():
         line = by_base.get(base)
         if line is None:
-            unplaced.append((name, in_new))
+            unplaced.append((*names.arrival(base), base, name, in_new))
             continue
         uid, keys = line
-        if hold.db.execute("SELECT 1 FROM message WHERE id=?", (row.low | uid,)).fetchone():
+        if not known:
+            placed.append((uid, name, in_new, keys))
+        elif hold.db.execute("SELECT 1 FROM message WHERE id=?", (row.low | uid,)).fetchone():
             seen.doubled.append((name, in_new))
         elif hold.db.execute(
             "SELECT 1 FROM change WHERE mailbox=? AND kind=? AND first<=? AND last>=?", (row.id, EXPUNGED, uid, uid)
         ).fetchone():
             dropped.add(uid)  # told as expunged: back again, it is another message
-            unplaced.append((name, in_new))
+            unplaced.append((*names.arrival(base), base, name, in_new))
         else:
             placed.append((uid, name, in_new, keys))
     if dropped:
         repair.rewrite_without(hold, dropped)
-    unplaced.sort(key=lambda found: names.arrival_order(found[0]))
+    unplaced.sort()
     first = row.uidnext
     if unplaced:
         if first + len(unplaced) > uidlist.MAX_UID:
             raise OverflowError("mailbox is out of UIDs")
-        records: list[Record] = [(first + n, b"", names.base_of(name)) for n, (name, _) in enumerate(unplaced)]
+        records: list[Record] = [(uid, b"", found[2]) for uid, found in enumerate(unplaced, first)]
         hold.append_lines(records)
-        placed += [(first + n, name, in_new, b"") for n, (name, in_new) in enumerate(unplaced)]
+        placed += [(uid, name, in_new, b"") for uid, (_, _, _, name, in_new) in enumerate(unplaced, first)]
     if placed:
         placed.sort()
         _insert(hold, placed)
@@ -198,25 +220,28 @@ def _insert(hold: Hold, placed: list[tuple[int, bytes, int, bytes]]) -> None:
     modseq, low, now = hold.next_modseq(), hold.row.low, int(time.time())
     rows = []
     for uid, name, in_new, keys in placed:
-        path = os.path.join(hold.box.new if in_new else hold.box.cur, name)
         flags, letters = names.flags_of(name)
-        octets = _octets(name, keys, path)
+        octets = names.wire_octets(name)
         if octets is None:
-            continue
-        guid = next((key[1:].decode("ascii", "replace") for key in keys.split() if key[:1] == b"G"), None)
-        rows.append((low | uid, modseq, flags, letters, octets, None, now, in_new, name, guid))
-    hold.db.executemany("INSERT OR IGNORE INTO message VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            octets = _octets(keys, os.path.join(hold.box.new if in_new else hold.box.cur, name))
+            if octets is None:
+                continue
+        guid = None
+        if keys:
+            guid = next((key[1:].decode("ascii", "replace") for key in keys.split() if key[:1] == b"G"), None)
+        rows.append((low | uid, flags, letters, octets, in_new, name, guid))
+    # what is the same in all rows is not bound again and again: there may be 200,000
+    statement = f"INSERT OR IGNORE INTO message VALUES(?, {modseq:d}, ?, ?, ?, NULL, {now:d}, ?, ?, ?)"
+    hold.db.executemany(statement, rows)
     hold.record_change([r[0] & uidlist.MAX_UID for r in rows], ARRIVED)
 
 
-def _octets(name: bytes, keys: bytes, path: bytes) -> int | None:
-    """The wire size, from the name, the line or the file; None if it is no message after all."""
-    known = names.wire_octets(name)
-    if known is None and b" W" in keys:
+def _octets(keys: bytes, path: bytes) -> int | None:
+    """The wire size, from the line or the file; None if it is no message after all."""
+    if b" W" in keys:
         value = next((key[1:] for key in keys.split() if key[:1] == b"W"), b"")
-        known = int(value) if value.isdigit() else None
-    if known is not None:
-        return known
+        if value.isdigit():
+            return int(value)
     try:
         if not stat.S_ISREG(os.stat(path, follow_symlinks=False).st_mode):
             _log.warning("not_a_message_file", path=os.fsdecode(path))

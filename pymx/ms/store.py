@@ -127,6 +127,8 @@ class Store:
         self.fulltext = mail.fulltext
         # called in the loop when an account comes close to its limits
         self.quota_crossed: Callable[[Owner, quota.Crossing], None] | None = None
+        # called in the loop with an address and a mailbox's GUID when most of a large mailbox is not rendered yet
+        self.wants_rendering: Callable[[str, str], None] = lambda _email, _guid: None
         # called in the loop with the address of an account that searched messages not in its full-text index
         self.wants_fulltext: Callable[[str], None] = lambda _email: None
         self.render = render
@@ -524,7 +526,9 @@ class Store:
             return box, delivering.opened(box, None if read_only else flagging.claim_new)
 
         box, state = await self.run(owner, opened)
-        return Mailbox(self, owner, self._layout.name(levels), box, state, read_only=read_only)
+        mailbox = Mailbox(self, owner, self._layout.name(levels), box, state, read_only=read_only)
+        await mailbox.prepare_rendering()
+        return mailbox
 
     def observe(self, owner: Owner, wake: Callable[[], None]) -> Observer:
         """Hear of whatever happens in the account; `wake` is called in the loop."""

@@ -75,7 +75,7 @@ async def fetch(client: Client, arguments: Fetch) -> bytes:
     seen = 0
     tail = b"" if plan.needs_message else b")\r\n"
     form = client.form(plan.row_items, tail=tail)
-    async for rows in mailbox.rows(uids, rendered=plan.rendered):
+    async for rows in mailbox.rows(uids, rendered=plan.rendered, dated="INTERNALDATE" in plan.row_items):
         seen += len(rows)
         if plan.ids or plan.previews:
             rows = await _extended(client, plan, rows)
