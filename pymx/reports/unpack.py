@@ -18,6 +18,7 @@ from pymx.reports.error import ReportError
 
 MAX_UNPACKED_OCTETS = 10 * 1024 * 1024
 _PIECE = 65536
+_MAX_MEMBERS = 100  # of gzip data: a report has one
 _MAX_FILES = 10  # in a zip archive: a report is one
 
 
@@ -34,7 +35,11 @@ def unpack(data: bytes, *, limit: int = MAX_UNPACKED_OCTETS) -> bytes:
 
 def _gzip(data: bytes, limit: int) -> bytes:
     out = bytearray()
+    members = 0
     while data.startswith(b"\x1f\x8b"):
+        members += 1
+        if members > _MAX_MEMBERS:  # each costs a copy of what comes after it
+            raise ReportError(f"gzip data of more than {_MAX_MEMBERS} members")
         # 31: a gzip header and trailer, whose checksum is verified
         member = zlib.decompressobj(31)
         pending = data
