@@ -124,10 +124,13 @@ def _answers(args: argparse.Namespace, context: Context, *, asks: bool) -> Answe
         if asks and not user and domains:
             user = input(f"Address of the first account, who is postmaster too [postmaster@{domains[0]}]: ").strip()
             user = user or f"postmaster@{domains[0]}"
-        for given in filter(None, (user, args.contact)):
-            parse_address(given)
     except AddressError as e:
         raise CtlError(str(e), Exit.USAGE) from None
+    for given in filter(None, (user, args.contact)):
+        try:
+            parse_address(given)
+        except AddressError as e:
+            raise CtlError(f"{given}: {e}", Exit.USAGE) from None
     if "." not in hostname:
         raise CtlError(f"{hostname}: expected a full name such as mx.example.com", Exit.USAGE)
     if not domains and user:

@@ -19,7 +19,8 @@ from pymx.admin.health import (
     resolving,
     services,
 )
-from pymx.admin.health.finding import Finding
+from pymx.admin.health.finding import Finding, Severity, worst
+from pymx.admin.health.live import Site
 from pymx.admin.health.subject import Subject
 from pymx.admin.zone import Domain, Server, all_records
 from pymx.config.model import Config
@@ -29,26 +30,24 @@ _Check = Callable[[Subject], Awaitable[list[Finding]]]
 
 
 async def examine(subject: Subject, *, before_start: bool = False) -> list[Finding]:
-    """Everything, or what matters before a server is started for the first time: the machine and its surroundings."""
-    checks: list[_Check] = [
-        _collected(network.outbound),
-        _collected(network.hostname),
-        _collected(clock.check),
-        resolving.check,
-        _collected(blocklists.check),
-        _in_thread(machine.check),
-        _in_thread(ports.check),
-        _dns,
-    ]
+    """Everything, or what matters before a server is started for the first time: the machine and its surroundings.
+
+    Without a name server only what is here is looked at: the rest would be a list of the same failure.
+    """
+    checks: list[_Check] = [_collected(clock.check), _in_thread(machine.check), _in_thread(ports.check)]
     if not before_start:
         checks += [certificates.check, services.rspamd, _in_thread(services.check), _in_thread(deliveries.check)]
-    found = await asyncio.gather(*(check(subject) for check in checks))
-    return [finding for findings in found for finding in findings]
+    found = await resolving.check(subject)
+    if worst(found) < Severity.FAIL:
+        checks += [_collected(network.outbound), _collected(network.hostname), _collected(blocklists.check), _dns]
+    for findings in await asyncio.gather(*(check(subject) for check in checks)):
+        found += findings
+    return found
 
 
 async def examine_dns(resolver: Resolver, config: Config, server: Server, domains: Sequence[Domain]) -> list[Finding]:
     """The live records, the worst first."""
-    site = records.Site(resolver, server, tuple(domains), Path(config.data_dir) / "dkim")
+    site = Site(resolver, server, tuple(domains), Path(config.data_dir) / "dkim")
     found = await records.check_records(site, all_records(server, domains))
     found += records.unsigned(server, domains)
     found += await checkdmarc.more(config.dns, [domain.name for domain in domains])

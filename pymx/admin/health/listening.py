@@ -79,7 +79,7 @@ def _owners(proc: Path, inodes: set[str]) -> dict[str, tuple[str, int, str]]:
         if not folder.name.isdigit():
             continue
         try:
-            links = [os.readlink(entry.path) for entry in os.scandir(folder / "fd")]
+            links = [os.readlink(path) for path in (folder / "fd").iterdir()]
         except OSError:  # it has ended, or is not ours to see
             continue
         for link in links:
