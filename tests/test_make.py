@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,24 @@ def test_service_unit_exposes_little() -> None:
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+
+
+def test_each_dependency_has_a_lower_bound() -> None:
+    """An older release that happens to be installed must not be taken for good enough."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(one for group in project["optional-dependencies"].values() for one in group)]
+    assert [one for one in wanted if ">=" not in one and "==" not in one and not one.startswith("pymx[")] == []
+    assert project["requires-python"] == ">=3.11"
+    assert set(project["scripts"]) == {"pymx", "pymxctl"}
+
+
+def test_make_test_is_format_lint_types_and_tests() -> None:
+    """As CI runs it; what make would do is asked of make itself."""
+    done = subprocess.run(["make", "-n", "-W", "pyproject.toml", "test"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0
+    at = [done.stdout.index(word) for word in ("install-test-programs", "ruff format --check", "ruff check", "mypy")]
+    at.append(done.stdout.index("pytest -rs"))
+    assert at == sorted(at)
+    types = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    assert types["strict"] is True
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
