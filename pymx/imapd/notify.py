@@ -48,9 +48,12 @@ class _Name:
     subscribed: bool
 
 
+_NAMES = {(exists, subscribed): _Name(exists, subscribed) for exists in (False, True) for subscribed in (False, True)}
+
+
 def _names(client: Client, folders: Sequence[Folder]) -> dict[str, _Name]:
     """By the name that clients see."""
-    found = {client.namespace.to_client(each.name): _Name(each.exists, each.subscribed) for each in folders}
+    found = {client.namespace.to_client(each.name): _NAMES[each.exists, each.subscribed] for each in folders}
     return {name: each for name, each in found.items() if each.exists or each.subscribed}
 
 
@@ -74,6 +77,7 @@ class Notifications:
         self._seen: dict[str, Seen] = {}
         self._watched: dict[str, frozenset[str]] = {}  # mailboxes whose messages are of interest, with the events
         self._prints: dict[bytes, int] = {}
+        self._sets: dict[frozenset[str], frozenset[str]] = {}  # few different ones, for many names
 
     @property
     def dirty(self) -> bool:
@@ -95,7 +99,7 @@ class Notifications:
                 if not group.events:
                     break
                 found |= group.events
-        return found
+        return self._sets.setdefault(found, found)
 
     def _is_in(self, scope: str, mailboxes: frozenset[str], name: str, *, subscribed: bool) -> bool:
         if scope == "SUBSCRIBED":

@@ -19,6 +19,9 @@ async def tell(client: Client, *, expunge: bool, removed: bool = False) -> None:
         await client.tell_changes(expunge=expunge)
         arrived, client.arrived = client.arrived, []
         if notify is not None and notify.items and arrived:
-            await fetch_new(client, arrived, notify.items)
+            items = notify.items
+            if client.condstore and "MODSEQ" not in items:
+                items = (*items, "MODSEQ")  # RFC 7162 s. 3.1: in all FETCH responses caused by others
+            await fetch_new(client, arrived, items)
     except NoSuchMailbox:
         raise MailboxGone from None

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from pymx import log
 from pymx.ms import folders, morekeywords, subscriptions
@@ -25,6 +26,7 @@ from pymx.ms.reconcile import reconcile
 
 T = TypeVar("T")
 _TMP_S = 36 * 3600
+_KEPT = 200  # mailboxes that nobody uses just now
 _log = log.get("ms")
 
 
@@ -48,7 +50,8 @@ class Account:
         self.email = owner.email
         self.uses = 0  # calls in progress, and
         self.sessions = 0  # open mailboxes, both kept by the store
-        self._boxes: dict[Levels, Box] = {}
+        self._boxes: WeakValueDictionary[Levels, Box] = WeakValueDictionary()  # one for all who use it
+        self._recent: dict[Levels, Box] = {}
         self._mutex = threading.Lock()
         self._counted = False
         try:
@@ -89,14 +92,17 @@ class Account:
             if levels != INBOX:
                 with self._mutex:
                     self._boxes.pop(levels, None)
+                    self._recent.pop(levels, None)
                 raise NoSuchMailbox("Mailbox does not exist")
             self.make_inbox()
         with self._mutex:
             box = self._boxes.get(levels)
             if box is None:
-                if len(self._boxes) > 200:
-                    self._boxes = {name: kept for name, kept in self._boxes.items() if kept.users}
                 box = self._boxes[levels] = Box(self.home, levels, path, reconcile, morekeywords.write)
+            self._recent.pop(levels, None)
+            self._recent[levels] = box
+            if len(self._recent) > _KEPT:
+                del self._recent[next(iter(self._recent))]
             return box
 
     def guid(self, levels: Levels) -> str:

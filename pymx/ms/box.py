@@ -121,7 +121,6 @@ class Box:
         self.seen_modseq = 0  # the mailbox's at that time
         self.first_change = True
         self.guid = ""  # as last seen in the index
-        self.users = 0
         self._told = (0, 0)  # inode and size of the uidlist up to which it is known to be on disk
         self._told_mutex = threading.Lock()
 

@@ -114,16 +114,11 @@ class Observer:
         found = await self._store.run(self._owner, find) if missing else {}
         if self._closed:
             return
-        for name in [name for name in self._boxes if name not in set(names)]:
-            self._forget(self._boxes.pop(name))
+        for name in self._boxes.keys() - set(names):
+            self._store.watch.remove(self._boxes.pop(name))
         for name, box in found.items():
-            box.users += 1
             self._store.watch.add(box)
             self._boxes[name] = box
-
-    def _forget(self, box: Box) -> None:
-        self._store.watch.remove(box)
-        box.users -= 1
 
     def close(self) -> None:
         if self._closed:
@@ -132,6 +127,6 @@ class Observer:
         for what, callback in self._callbacks:
             self._store.hints.unsubscribe((self._owner.email, what), callback)
         for box in self._boxes.values():
-            self._forget(box)
+            self._store.watch.remove(box)
         self._boxes.clear()
         self._store.release(self._account)

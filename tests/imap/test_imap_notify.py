@@ -130,6 +130,34 @@ async def test_idle_and_compression_go_together_with_it(tmp_path: Path, tls_file
         await other.close()
 
 
+async def test_new_messages_come_with_their_modseq_once_condstore_is_enabled(
+    tmp_path: Path, tls_files: TlsFiles
+) -> None:
+    """RFC 7162 s. 3.1: all FETCH responses that others cause have it."""
+    async with running(tmp_path, tls_files) as rig:
+        client = await rig.select()
+        await client.ok("ENABLE CONDSTORE")
+        await client.ok("NOTIFY SET (selected (MessageNew (UID) MessageExpunge))")
+        await rig.deliver(MESSAGE)
+        assert [await client.line() for _ in range(2)] == [b"* 1 EXISTS", b"* 1 RECENT"]
+        assert (await client.line()).startswith(b"* 1 FETCH (UID 1 MODSEQ (")
+        await client.close()
+
+
+async def test_sessions_that_watch_many_mailboxes_share_them(tmp_path: Path, tls_files: TlsFiles) -> None:
+    """Also of an account with more mailboxes than are kept for nobody; the lock of a mailbox is one for all."""
+    async with running(tmp_path, tls_files) as rig:
+        for n in range(205):
+            await rig.store.create(ALICE, f"Box{n}")
+        clients = [await rig.login() for _ in range(2)]
+        for client in clients:
+            await client.ok(f"NOTIFY SET (personal {EVERYTHING} MailboxName)")
+        watched = [box.name for box in rig.store.watch._boxes]
+        assert len(watched) == len(set(watched)) == 211
+        for client in clients:
+            await client.close()
+
+
 async def test_message_that_cannot_be_fetched_as_asked_ends_nothing(tmp_path: Path, tls_files: TlsFiles) -> None:
     """RFC 3516 s. 4.3: a part that can't be decoded is refused, here untagged; what follows is told as asked."""
     strange = MESSAGE.replace(b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: x-strange\r\n\r\n")
