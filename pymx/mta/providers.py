@@ -21,6 +21,7 @@ from pymx.config.model import Outbound
 from pymx.config.model import Provider as ProviderSettings
 from pymx.mail.status import split_status
 from pymx.mta.trouble import Event, Phase, Remote
+from pymx.queue.item import LOCAL
 from pymx.queue.place import Kind, Limits, Place, Strain
 
 _MINUTE_S, _HOUR_S = 60.0, 3600.0
@@ -125,8 +126,8 @@ class Providers:
         """Where mail for a domain goes whose best mail servers are `hosts` (none known: the domain stands for them)."""
         names = sorted({host.lower().rstrip(".") for host in hosts}) or [domain]
         key = names[0] if len(names) == 1 else ",".join(names)[:255]
-        if key in self._by_name:
-            key += "."  # a host or domain with a provider's short name is not that provider
+        if key in self._by_name or key == LOCAL or ":" in key:
+            key += "."  # called like a provider, the mailboxes here, or the next hop of a route, but none of them
         provider = next((p for p in self._all if all(p.has(name) for name in names)), None)
         if provider is None:
             return Place(key, key, self._everybody, direct=True)

@@ -35,6 +35,8 @@ PROVIDERS = Providers(Outbound())
         (["b.hoster.test", "a.hoster.test"], "a.hoster.test,b.hoster.test", 5, 100),
         (["mx.evil.test", "aspmx.l.google.com"], "aspmx.l.google.com,mx.evil.test", 5, 100),
         (["google"], "google.", 5, 100),
+        (["local"], "local.", 5, 100),
+        (["smart.test:587"], "smart.test:587.", 5, 100),
         ([], "far.test", 5, 100),
     ],
 )
