@@ -25,7 +25,7 @@ from pymx.config.model import Acme
 from pymx.net.certificate import CertificateUnreadable, Facts, read_certificate
 
 if TYPE_CHECKING:
-    from pymx.certs.issue import Authority
+    from pymx.certs.issue import Authority, IssueFailed
 
 Result = Literal["issued", "kept", "failed", "waiting", "foreign"]
 
@@ -102,6 +102,7 @@ class _Looker:
         self._data_dir = data_dir
         self._how = how
         self._authority: Authority | None = None
+        self._silent: IssueFailed | None = None  # why nothing more is asked in this round
 
     def close(self) -> None:
         if self._authority is not None:
@@ -131,6 +132,9 @@ class _Looker:
     def _get(self, wanted: Wanted, known: State, why: str, now: float) -> Outcome:
         from pymx.certs.issue import IssueFailed
 
+        if self._silent is not None and self._silent.not_before > now:
+            # one certificate has used up the authority's patience for all
+            return Outcome(wanted.name, "waiting", why=why, reason=str(self._silent), retry_at=self._silent.not_before)
         # a name that failed and whose wait is not over would cost the authority's patience again
         skipped = {n: o for n, o in known.left_out.items() if self._how.patient and o.not_before > now}
         names = tuple(name for name in wanted.names if name not in skipped or name in wanted.required)
@@ -139,6 +143,8 @@ class _Looker:
         try:
             issued = self._ready().issue(trimmed, new_key=self._how.new_key)
         except IssueFailed as e:
+            if e.not_before:
+                self._silent = e
             known.failed(str(e), now, first_s=first_s, at_least=e.not_before)
             state.save(self._data_dir, wanted.name, known)
             return Outcome(
@@ -168,9 +174,15 @@ class _Looker:
 
     def _ready(self) -> Authority:
         """Connected at the first need."""
-        if self._authority is None:
-            from pymx.certs.issue import Authority, clear_challenges
+        from pymx.certs.issue import Authority, IssueFailed, clear_challenges
 
+        if self._authority is None:
+            if self._silent is not None:
+                raise self._silent  # it did not answer a moment ago
             clear_challenges(self._data_dir, time.time())
-            self._authority = Authority(self._settings, self._data_dir)
+            try:
+                self._authority = Authority(self._settings, self._data_dir)
+            except IssueFailed as e:
+                self._silent = e
+                raise
         return self._authority

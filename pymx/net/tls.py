@@ -52,14 +52,20 @@ def certificate_files(config: Config) -> list[Path]:
     """The files that certificates are read from, the default one first if it is known by its name."""
     named = [Path(config.tls.certificate)] if config.tls.certificate else []
     own = certificates_directory(config) / f"{config.hostname.lower()}.pem"
-    return [*named, *sorted(_pem_files(certificates_directory(config)), key=lambda path: (path != own, path.name))]
+    found = _pem_files(certificates_directory(config), config.tls)
+    return [*named, *sorted(found, key=lambda path: (path != own, path.name))]
 
 
-def _pem_files(directory: Path | None) -> list[Path]:
+def _pem_files(directory: Path | None, tls: Tls) -> list[Path]:
+    """Those of `directory`, but for what the `[tls]` section has there."""
     try:
-        return [p for p in directory.iterdir() if p.suffix == ".pem" and p.name[0] != "."] if directory else []
+        found = list(directory.iterdir()) if directory else []
     except OSError:
         return []  # not there yet, or not ours to read: then the server can't use them either
+    return sorted(
+        path for path in found
+        if path.suffix == ".pem" and path.name[0] != "." and str(path) not in (tls.certificate, tls.private_key)
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +112,7 @@ class Certificates:
     @property
     def configured(self) -> bool:
         """Is there TLS at all? Settled at the first look, for listeners are made by it."""
-        return bool(self._names or self._tls.certificate or self._temporary or _pem_files(self._directory))
+        return bool(self._names or self._tls.certificate or self._temporary or _pem_files(self._directory, self._tls))
 
     def context(self) -> ssl.SSLContext:
         """For clients of our users. Raises PemError."""
@@ -161,7 +167,7 @@ class Certificates:
         if self._tls.certificate or self._tls.private_key:
             loaded.append(self._load_configured())
         found = []
-        for path in sorted(_pem_files(self._directory)):
+        for path in _pem_files(self._directory, self._tls):
             try:
                 found.append(self._load_file(path))
             except PemError as e:
@@ -174,7 +180,7 @@ class Certificates:
         # the server's own name first, it is the default where the settings name none
         loaded += [*own, *(one for one in found if one not in own)]
         if not loaded:
-            if _pem_files(self._directory):
+            if _pem_files(self._directory, self._tls):
                 raise PemError(f"no file in {self._directory} has a certificate that can be used")
             raise PemError("[tls] certificate is empty")
         return _Names(loaded)
