@@ -94,8 +94,7 @@ class Authenticator:
         try:
             if self._limits is not None:
                 standing = await self._limits.admit(peer_ip, login)
-                if standing.ban is not None:
-                    raise AuthenticationBanned(f"{standing.ban.network} is banned: {standing.ban.reason}")
+                _refuse_banned(standing)
             account, stored = await self._login(login.strip().lower(), password, standing)
         except AuthenticationFailed as e:
             metrics.add("logins_failed")
@@ -191,26 +190,36 @@ class Authenticator:
     async def _check(self, login: str, password: str, text: str, stored: Stored, standing: Standing) -> bool:
         """One check in a pool, shared by all who ask for the same one while it runs."""
         digest = self._digest(login, password, text)
-        running = self._running.get(digest)
-        if running is None:
-            running = asyncio.get_running_loop().create_task(self._verify(stored, password, standing))
-            self._running[digest] = running
-            running.add_done_callback(lambda task: self._checked(digest, task))
-        # a client that hangs up must not take the check from the others
-        return await asyncio.shield(running)
+        while True:
+            running = self._running.get(digest)
+            is_mine = running is None
+            if running is None:
+                running = asyncio.get_running_loop().create_task(self._verify(login, stored, password, standing))
+                self._running[digest] = running
+                running.add_done_callback(lambda task: self._checked(digest, task))
+            try:
+                # a client that hangs up must not take the check from the others
+                return await asyncio.shield(running)
+            except AuthenticationBanned:
+                if is_mine:
+                    raise
+                # another address is, whose check this was
 
     def _checked(self, digest: bytes, task: asyncio.Task[bool]) -> None:
         self._running.pop(digest, None)
         if not task.cancelled():
             task.exception()  # who asked for it may be gone, and then nobody else looks
 
-    async def _verify(self, stored: Stored, password: str, standing: Standing) -> bool:
+    async def _verify(self, login: str, stored: Stored, password: str, standing: Standing) -> bool:
         try:
-            await self._turns.take(standing.network, first=standing.known)
+            waited = await self._turns.take(standing.network, first=standing.known)
         except Crowded:
             raise AuthenticationUnavailable("too many password checks are waiting") from None
         pool = self._argon2_pool if stored.kind is Kind.ARGON2 else self._pool
         try:
+            if waited and self._limits is not None:
+                # those before it may have been guesses enough: many connections are no way around the ban
+                _refuse_banned(await self._limits.admit_again(standing, login))
             return await asyncio.get_running_loop().run_in_executor(pool, passwords.verify, stored, password)
         finally:
             self._turns.give(standing.network)
@@ -227,3 +236,8 @@ class Authenticator:
         if len(self._remembered) >= _MAX_REMEMBERED:
             del self._remembered[next(iter(self._remembered))]
         self._remembered[digest] = self._clock() + self._settings.login_cache_s
+
+
+def _refuse_banned(standing: Standing) -> None:
+    if standing.ban is not None:
+        raise AuthenticationBanned(f"{standing.ban.network} is banned: {standing.ban.reason}")

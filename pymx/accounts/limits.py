@@ -135,9 +135,13 @@ class LoginLimits:
 
     async def admit(self, peer_ip: str, login: str) -> Standing:
         """Where a peer stands that wants to log in."""
-        network = self.network(peer_ip)
+        return await self.admit_again(Standing(self.network(peer_ip)), login)
+
+    async def admit_again(self, standing: Standing, login: str) -> Standing:
+        """Where a peer stands by now that had to wait."""
+        network = standing.network
         if not network:
-            return Standing("")
+            return standing
         account, now = account_key(login), self._counters.clock()
 
         def look(state: LimitState) -> Standing:

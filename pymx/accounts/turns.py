@@ -32,11 +32,14 @@ class Turns:
         self._first: deque[_Waiter] = deque()
         self._rest: deque[_Waiter] = deque()
 
-    async def take(self, source: str, *, first: bool) -> None:
-        """Wait for a turn. `source` "" is nobody in particular and may have several. Raises Crowded."""
+    async def take(self, source: str, *, first: bool) -> bool:
+        """Wait for a turn; was there a wait? Raises Crowded.
+
+        `source` "" is nobody in particular and may have several turns.
+        """
         if self._free and not (source and source in self._busy):
             self._grant(source)
-            return
+            return False
         if len(self._first) + len(self._rest) >= self._max_waiting:
             last = self._least_entitled(source, first)
             if last is None:
@@ -55,6 +58,7 @@ class Turns:
             elif waiter.granted.done() and not waiter.granted.cancelled() and waiter.granted.exception() is None:
                 self.give(source)
             raise
+        return True
 
     def _least_entitled(self, source: str, first: bool) -> _Waiter | None:
         """Who has to make room for one more of `source`, if anybody."""

@@ -246,6 +246,26 @@ async def test_one_address_has_one_check_running_and_the_owner_goes_first(open_d
     assert set(await asyncio.gather(*guesses, stranger, late)) == {"wrong"}
 
 
+async def test_many_connections_at_once_are_no_way_around_the_ban(open_door: OpenDoor, registry: Registry):
+    """They are all let in before the first is known to be wrong; who waits for his turn is asked again."""
+    registry.set_password(BOB, passwords.make("geheim", 10))
+    door = await open_door()
+    answers = await asyncio.gather(*(door.login(f"guess{i}", BOB) for i in range(30)))
+    # the one after the last may have its turn while that one is still being written down
+    assert 4 <= answers.count("wrong") <= 10
+    assert answers.count("wrong") + answers.count("banned") == 30
+    assert await door.login("geheim", peer_ip="192.0.2.2") == ALICE
+
+
+async def test_a_ban_stops_nobody_who_waits_for_the_same_check(open_door: OpenDoor, registry: Registry):
+    """The banned address happens to send what somebody elsewhere logs in with at that moment."""
+    registry.set_password(BOB, passwords.make("geheim", 10))
+    door = await open_door()
+    guesses = [door.login(f"guess{i}", BOB) for i in range(10)]
+    both = [door.login("geheim"), door.login("geheim", peer_ip="192.0.2.2")]
+    assert (await asyncio.gather(*guesses, *both))[-2:] == ["banned", ALICE]
+
+
 async def test_without_the_counters_nobody_is_kept_out(
     open_door: OpenDoor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
