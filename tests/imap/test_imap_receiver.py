@@ -154,7 +154,7 @@ def test_append_before_login_has_small_literals_only() -> None:
 def test_too_many_messages_in_one_append_are_refused() -> None:
     """Each of them costs memory or a file."""
     data = b"a append x" + b" {1+}\r\nx" * 129 + b"\r\nb noop\r\n"
-    found = events(receiver(line=10_000, append=10, swallow=40), [data])
+    found = events(receiver(line=10_000, append=10, swallow=400), [data])
     assert found == [Refused(b"a", "NO", "LIMIT", "Too many messages in one APPEND"), (b"b", b"NOOP", [])]
 
 
@@ -164,6 +164,18 @@ def test_many_words_between_many_literals_take_no_time() -> None:
     before = time.process_time()
     assert events(made, [b"a append x" + b" CATENATE (" * 5000 + b"xURL {1+}\r\nx" * 100 + b"\r\n"])
     assert time.process_time() - before < 1
+
+
+@pytest.mark.parametrize("command", [b"a append x %b\r\n", b"a append x catenate (%b)\r\n"])
+def test_messages_of_one_command_are_bounded_together(command: bytes) -> None:
+    """MULTIAPPEND and CATENATE: 128 times the size of a message would fill the disk before anybody counts."""
+    text = b"text " if b"catenate" in command else b""
+    four = b" ".join([text + b"{900+}\r\n" + b"x" * 900] * 4)
+    made = receiver(line=2000, append=1000, swallow=3000)
+    assert events(made, [command % four, b"b noop\r\n"]) == [
+        Refused(b"a", "NO", "TOOBIG", "The messages of one APPEND are too large together"),
+        (b"b", b"NOOP", []),
+    ]
 
 
 def test_memory_stays_bounded_in_a_line_without_end() -> None:

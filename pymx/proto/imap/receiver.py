@@ -6,8 +6,9 @@ are needed. Commands are given out one at a time, so that the session runs them 
 two commands that talk in lines, AUTHENTICATE and IDLE.
 
 Limits: a command without its message literals has at most `max_line_octets`, small literals included. The messages of
-an APPEND go into a sink piece by piece, each at most `append_limit` octets. A literal that is too large is refused
-before it is sent; when the client sends it unasked (`{n+}`) it is swallowed, or above `swallow_limit` the session ends.
+an APPEND go into a sink piece by piece, each at most `append_limit` octets, and all of a command together at most that
+or `swallow_limit`, whichever is more. A literal that is too large is refused before it is sent; when the client sends
+it unasked (`{n+}`) it is swallowed, or above `swallow_limit` the session ends.
 
 Deviation: a bare LF ends a line like CRLF, since no client can mean anything else by it here.
 """
@@ -79,6 +80,7 @@ class Receiver:
 
     __slots__ = (
         "_buffer",
+        "_large",
         "_line",
         "_literals",
         "_parts",
@@ -107,6 +109,7 @@ class Receiver:
         self._line = b""
         self._literals: list[object] = []
         self._small = 0  # octets of the command so far, small literals included
+        self._large = 0  # octets of its messages
         self._wanted = -1  # octets missing of the literal being read; -1: in a line
         self._parts: list[bytes] = []
         self._sink: Sink | None = None
@@ -241,6 +244,9 @@ class Receiver:
                 return self._refuse("NO", "TOOBIG", "Message is too large")
             if len(self._literals) >= MAX_MESSAGES:
                 return self._refuse("NO", "LIMIT", "Too many messages in one APPEND")
+            if self._large + size > max(self.append_limit, self.swallow_limit):
+                return self._refuse("NO", "TOOBIG", "The messages of one APPEND are too large together")
+            self._large += size
             return None
         if self._small + size > self.max_line_octets:
             return self._refuse("BAD", "TOOBIG", "Literal is too large")
