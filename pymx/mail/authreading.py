@@ -11,7 +11,7 @@ from dataclasses import dataclass
 _COMMENT = re.compile(r"\((?:[^()\\]|\\.)*\)")
 _RESULT = re.compile(r"(?P<method>[a-z][a-z0-9-]*)(?:/\d+)?\s*=\s*(?P<result>[a-z]+)", re.IGNORECASE)
 _PROPERTY = re.compile(r"(?P<name>[a-z-]+\.[a-z0-9-]+)\s*=\s*(?P<value>\"[^\"]*\"|[^\s;]+)", re.IGNORECASE)
-_IN_TEXT = re.compile(r"(?im)^[ \t>]*Authentication-Results:(?P<value>.*(?:\r?\n[ \t>]*[ \t]+.*)*)")
+_IN_TEXT = re.compile(r"(?im)^[ \t>]*Authentication-Results:(?P<value>.*(?:\r?\n[ \t>]*[ \t].*)*)")
 _MAX_NESTING = 5
 
 
@@ -44,15 +44,17 @@ def read(value: str) -> Judgements:
     text = " ".join(value.split())
     for _ in range(_MAX_NESTING):
         text = _COMMENT.sub(" ", text)
-    first, *parts = text.split(";")
-    words = first.split()
+    parts = text.split(";")
+    server = ""
+    if not _RESULT.match(parts[0].strip()):  # Outlook leaves the server's name out
+        server = (parts.pop(0).split() or [""])[0].lower()
     results = []
     for part in parts:
         match = _RESULT.match(part.strip())
         if match:
             properties = {p["name"].lower(): p["value"].strip('"') for p in _PROPERTY.finditer(part)}
             results.append(Judgement(match["method"].lower(), match["result"].lower(), properties))
-    return Judgements(words[0].lower() if words else "", tuple(results))
+    return Judgements(server, tuple(results))
 
 
 def find_in_text(text: str) -> Judgements | None:

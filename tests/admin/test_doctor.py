@@ -509,7 +509,7 @@ async def test_a_user_of_ours_who_is_banned(rig: Rig) -> None:
         ({"at": 3600, "ok": True, "target": "borg:x"}, "ok", "was made 1 h 0 min ago (borg:x)"),
         ({"at": 3 * 86_400, "ok": True, "target": "borg:x"}, "warn", "was made 3 d 0 h ago"),
         ({"at": 9 * 86_400, "ok": True, "target": "borg:x"}, "fail", "was made 9 d 0 h ago"),
-        ({"at": 3600, "ok": False, "target": "borg:x"}, "fail", "failed (borg:x)"),
+        ({"at": 3600, "ok": False, "target": "borg:x", "reason": "no room"}, "fail", "failed (borg:x): no room"),
         ({"at": "never"}, "warn", "can't be read"),
     ],
 )

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import bcrypt
 import pytest
 from support.machine import Machine, is_possible
+from support.terminal import run_on_terminal
 from support.tls import CertificateAuthority
 from support.wait import wait_for
 
@@ -175,6 +179,39 @@ def test_wrong_words_are_refused(setup: Run, words: tuple[str, ...], said: str) 
     status, _, err = setup("--yes", to=words)
     assert status == 2
     assert said in err
+
+
+def test_on_a_terminal_it_asks(root: Path) -> None:
+    """Account, certificate, password twice; two that differ are asked for again."""
+    command = (
+        str(Path(sys.executable).parent / "pymxctl"),
+        "setup",
+        HOST,
+        "--domain",
+        "example.com",
+        "--root",
+        str(root),
+    )
+    status, drawn = run_on_terminal(
+        *command,
+        answers=[
+            ("Address of the first account, who is postmaster too [postmaster@example.com]: ", "alice@example.com"),
+            ("Which? [1] ", "3"),
+            ("Password for alice@example.com", "correct horse"),
+            ("Once more: ", "battery staple"),
+            ("Password for alice@example.com", "correct horse"),
+            ("Once more: ", "correct horse"),
+        ],
+    )
+    assert status == 0, drawn
+    assert "These differ." in drawn
+    assert "correct horse" not in drawn
+    config = load(root / "etc/pymx/pymx.toml")
+    assert (config.accounts.postmaster, config.acme.enabled) == ("alice@example.com", False)
+    with sqlite3.connect(root / "var/lib/pymx/pymx.sqlite") as db:
+        (stored,) = db.execute("SELECT password FROM users").fetchone()
+    db.close()
+    assert bcrypt.checkpw(b"correct horse", stored.removeprefix("{BLF-CRYPT}").encode())
 
 
 @pytest.fixture(params=["this", pytest.param("debootstrap", marks=pytest.mark.soak)])

@@ -120,10 +120,11 @@ def _bans(subject: Subject) -> Iterator[Finding]:
 def _backup(subject: Subject) -> Iterator[Finding]:
     """What `pymxctl backup` has left: {"at": Unix time or ISO 8601, "ok": …, "target": …}."""
     path = subject.data_dir / "backup" / "last.json"
-    remedy = "pymxctl backup create borg:REPO (or a directory); systemctl enable --now pymx-backup.timer"
+    remedy = "[backup] target in pymx.toml, then: systemctl enable --now pymx-backup.timer"
     try:
         last = json.loads(path.read_bytes())
         at, good, target = _unix(last["at"]), bool(last["ok"]), str(last.get("target", ""))
+        reason = str(last.get("reason", ""))
     except FileNotFoundError:
         yield warn("backup", "no backup was ever made", remedy, "when the disk breaks, all mail is lost")
         return
@@ -132,7 +133,8 @@ def _backup(subject: Subject) -> Iterator[Finding]:
         return
     age_s = max(subject.now - at, 0.0)
     if not good:
-        yield fail("backup", f"the last backup, {duration(age_s)} ago, failed ({target})", "journalctl -u pymx-backup")
+        said = f"the last backup, {duration(age_s)} ago, failed ({target})" + (f": {reason}" if reason else "")
+        yield fail("backup", said, "journalctl -u pymx-backup; pymxctl backup create tries again")
     elif age_s >= _NO_BACKUP_S:
         yield fail("backup", f"the last backup was made {duration(age_s)} ago ({target})", remedy)
     elif age_s >= _BACKUP_S:
