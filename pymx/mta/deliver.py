@@ -404,7 +404,9 @@ class _Run:
         for place in list(self._pending):
             if place not in self._trouble:
                 result = Result.DEFERRED if e.temporary else Result.FAILED
-                strain = Strain(Kind.DOWN, str(e)) if e.temporary else None
+                # the name servers of one domain say nothing about mail servers that it shares with others
+                shared = self._place.direct and self._place.hosts != self._hop.domain
+                strain = Strain(Kind.DOWN, str(e)) if e.temporary and not shared else None
                 self._settle(place, result, e.status, str(e), None, "", strain=strain)
 
     def _settle_rest(self) -> None:

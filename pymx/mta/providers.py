@@ -103,8 +103,9 @@ _EVERYBODY = (
     _slower(r"\btemporarily deferred due to\b|\bpoor reputation\b|\bip reputation\b", 30 * _MINUTE_S),
 )
 
-# Where nobody could be talked to, so that the next message would fare no better.
-_BEFORE_MAIL = frozenset({Phase.DNS, Phase.CONNECT, Phase.GREETING, Phase.EHLO, Phase.STARTTLS, Phase.AUTH})
+# Where nobody could be talked to, so that the next message would fare no better. Not STARTTLS: that it did not work
+# matters only where a domain's policy or a message asks for it, and the next one may be for another domain.
+_BEFORE_MAIL = frozenset({Phase.DNS, Phase.CONNECT, Phase.GREETING, Phase.EHLO, Phase.AUTH})
 
 
 # About a domain's own policy or a message's wish, not about hosts that others may share.

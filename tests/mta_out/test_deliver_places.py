@@ -191,3 +191,16 @@ async def test_a_place_is_down_when_its_best_server_and_the_one_behind_it_are(
     (outcome,) = await deliver_by_place(deliver_to(settings(1)), "a@far.test")
     assert outcome.strain is not None
     assert outcome.strain.kind is Kind.DOWN
+
+
+async def test_a_domain_whose_name_servers_fail_does_not_stop_mail_to_the_servers_it_named(
+    dns_server: DnsServer, deliver_to: DeliverTo
+) -> None:
+    """Its MX records led to Google a moment ago."""
+    dns_server.zone("far.test", "@ MX 10 aspmx.l.google.com.")
+    deliver = deliver_to(settings(1))
+    place = await deliver.place("far.test")
+    dns_server.fail("far.test", Failure.SERVFAIL)
+    deliver._resolver.forget()
+    (outcome,) = await deliver.attempt(replace(attempt("a@far.test"), destination="far.test", place=place))
+    assert (outcome.result, outcome.status, outcome.strain) == (DEFERRED, "4.4.3", None)
