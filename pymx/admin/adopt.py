@@ -6,6 +6,8 @@ Dovecot for everything and says where pymx would answer otherwise. Exit status 1
 `adopt` itself converts nothing, for there is nothing to convert: it refuses while Dovecot runs or the configuration
 does not fit the tree, and else says that pymx may be started. Each account is taken over at its first use; with USER
 that happens at once.
+
+`adopt --from-postfix DIR --from-dovecot DIR` makes the configuration first (pymx.admin.takeover).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from pymx.admin import dovecot
+from pymx.admin import dovecot, takeover
 from pymx.admin.context import Context, CtlError, Exit
 from pymx.admin.mailbox import accounts, printable
 from pymx.ms.dovecotplace import Place, control_root, expand
@@ -54,9 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--password-stdin", action="store_true", help="for --compare: the password is on standard input"
     )
     parser.add_argument("--insecure", action="store_true", help="for --compare: take any certificate")
+    takeover.add_arguments(parser)
 
 
 def run(args: argparse.Namespace, context: Context) -> int:
+    if takeover.wanted(args):
+        return takeover.run(args, context)
+    if not context.config_path.exists():
+        raise CtlError(f"there is no {context.config_path}; make it: pymxctl adopt --from-postfix … --from-dovecot …")
     if (args.exec or args.compare) and not args.check:
         raise CtlError("comparing goes with --check", Exit.USAGE)
     if args.compare and (not args.user or not args.password_stdin):

@@ -63,16 +63,19 @@ NOUNS: dict[str, Noun] = {
     "alias": Noun("pymx.admin.alias", "add, list and remove aliases"),
     "resolve": Noun("pymx.admin.resolve", "where does mail for an address go?"),
     "dkim": Noun("pymx.admin.dkim", "make and show the keys that sign outgoing mail"),
-    "setup": Noun(
-        "pymx.admin.setup", "make a mail server of this machine", touches_data=False, needs_config=False
-    ),
+    "setup": Noun("pymx.admin.setup", "make a mail server of this machine", touches_data=False, needs_config=False),
     "dns": Noun("pymx.admin.dns", "the DNS records to publish, and how the live ones differ from them"),
     "doctor": Noun(
         "pymx.admin.doctor", "is all well that mail depends on? and is our mail believed elsewhere?", touches_data=False
     ),
     "cert": Noun("pymx.admin.cert", "the server's certificates: show, get, renew, take over", touches_data=False),
     "mailbox": Noun("pymx.admin.mailbox", "is a mailbox sound on disk? mend its index and Dovecot's files"),
-    "adopt": Noun("pymx.admin.adopt", "take over the mailboxes of a Dovecot; --check looks first", touches_data=False),
+    "adopt": Noun(
+        "pymx.admin.adopt",
+        "take over from Postfix and Dovecot: configuration, mailboxes; --check looks first",
+        touches_data=False,
+        needs_config=False,
+    ),
     "release": Noun("pymx.admin.release", "give the mailboxes back to Dovecot", touches_data=False),
     "junk": Noun("pymx.admin.junk", "what have the accounts' own junk filters learned? train and reset them"),
     "queue": Noun("pymx.admin.queue", "look after the messages waiting for delivery"),

@@ -1,4 +1,4 @@
-"""A configuration as TOML text: what is not at its default, in the model's order.
+"""A configuration as TOML text: what is not at its default, in the model's order, with a comment above if there is one.
 
 `parse(to_toml(config))` is `config`.
 """
@@ -13,21 +13,26 @@ import msgspec
 from pymx.config.model import Config
 
 
-def to_toml(config: Config) -> str:
-    lines = list(_keys(config))
+def to_toml(config: Config, comments: Mapping[tuple[str, str], str] | None = None) -> str:
+    """`comments`: by section ("" = the top) and key."""
+    notes = comments or {}
+    lines = list(_keys(config, "", notes))
     for field in msgspec.structs.fields(config):
         section = getattr(config, field.name)
         if isinstance(section, msgspec.Struct):
-            keys = list(_keys(section))
+            keys = list(_keys(section, field.encode_name, notes))
             if keys:
                 lines += ["", f"[{field.encode_name}]", *keys]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def _keys(struct: msgspec.Struct) -> Iterator[str]:
+def _keys(struct: msgspec.Struct, section: str, notes: Mapping[tuple[str, str], str]) -> Iterator[str]:
     for field in msgspec.structs.fields(struct):
         value = getattr(struct, field.name)
         if not isinstance(value, msgspec.Struct) and value != _default(field):
+            note = notes.get((section, field.encode_name))
+            if note is not None:
+                yield f"# {''.join(c if c.isprintable() else '?' for c in note)}"
             yield f"{field.encode_name} = {value_text(value)}"
 
 
