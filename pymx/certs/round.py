@@ -3,7 +3,8 @@
 `look` works through a plan and returns an `Outcome` for each certificate in it. Nothing it meets stops it from looking
 at the next one, and no failure touches what is installed. One round at a time: `Busy` when another process is at it.
 
-A certificate that was installed by other means is left alone, unless it is asked for by name.
+A certificate that was installed by other means is left alone, unless it is asked for by name, or has expired: then
+nobody keeps it up any more, and one by ACME is better than none.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class _Looker:
         now = time.time()
         have, known = self._have(wanted.name), state.load(self._data_dir, wanted.name)
         asked = wanted.name in self._how.only
-        if have is not None and known is None and not asked:
+        if have is not None and known is None and not asked and have.not_after > now:
             return Outcome(wanted.name, "foreign", names=list(have.names), not_after=have.not_after)
         known = known or State()
         failing = {name: out.not_before for name, out in known.left_out.items()} if self._how.patient else {}

@@ -332,6 +332,19 @@ def test_rate_limit_stops_the_whole_round(tmp_path, busy_authority):
     assert [o.result for o in again.outcomes] == ["waiting"]
 
 
+def test_expired_certificate_of_others_is_replaced(tmp_path, certificate_authority, busy_authority):
+    """While it is good it is somebody else's."""
+    from pymx.certs.plan import Plan
+
+    settings = Acme(enabled=True, directory_url=busy_authority)
+    results = []
+    for label, days in (("foreign-good", 1), ("foreign-expired", -1)):
+        made = certificate_authority.issue(label, ("x.a.test",), days=days)
+        files.write(files.place(tmp_path, "a.test"), made.private_key.read_bytes() + made.certificate.read_bytes())
+        results += look(settings, tmp_path, Plan([Wanted("a.test", ("x.a.test",))]), How()).outcomes
+    assert [(o.result, o.why) for o in results] == [("foreign", ""), ("failed", "it expires")]
+
+
 def test_one_round_at_a_time(tmp_path):
     """The server's child and the person at the terminal don't order the same certificate twice."""
     from pymx.certs.plan import Plan
