@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from-postfix", metavar="DIR", help="make pymx.toml from this configuration: /etc/postfix")
     parser.add_argument("--from-dovecot", metavar="DIR", help="and this one: /etc/dovecot, or a file")
     parser.add_argument("--from-rspamd", metavar="DIR", help=f"DKIM keys of rspamd ({_RSPAMD} if it is there)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where pymx is to have its data (default /var/lib/pymx)")
     parser.add_argument("--write", metavar="FILE", help="the configuration to write (default: that of --config)")
     parser.add_argument("--quiet", action="store_true", help="leave out what needs no setting")
 
@@ -57,6 +58,8 @@ def run(args: argparse.Namespace, context: Context) -> int:
         frompostfix.take(Path(os.path.abspath(args.from_postfix)), report)
     if args.from_dovecot:
         fromdovecot.take(Path(os.path.abspath(args.from_dovecot)), report)
+    if args.data_dir:
+        report.settings.setdefault("", {})["data_dir"] = os.path.abspath(args.data_dir)
     target = Path(os.path.abspath(args.write or context.config_path))
     _routes(report, target)
     config = _config(report)

@@ -226,6 +226,13 @@ def _postmaster(top: Block, name: str, value: Value, report: Report) -> None:
         report.take(value, name, "accounts", "postmaster", value.text)
 
 
+def _user(top: Block, name: str, value: Value, report: Report) -> None:
+    if value.text.isdigit():
+        report.say(value, name, Fate.DIFFERENT, "set user in pymx.toml to the name of that user")
+    else:
+        report.take(value, name, "", "user", value.text, note="whose the mail is")
+
+
 def _quota_size(top: Block, name: str, value: Value, report: Report) -> None:
     octets = _octets(value.text)
     if octets is None:
@@ -250,7 +257,7 @@ _SETTINGS: dict[str, _Setting] = {
     "ssl": _ssl, "ssl_cert": _certificate, "ssl_key": _certificate, "ssl_server_cert_file": _certificate,
     "ssl_server_key_file": _certificate, "ssl_min_protocol": _minimum, "protocols": _protocols,
     "mail_plugins": _plugins, "auth_mechanisms": _mechanisms, "mail_max_userip_connections": _userip,
-    "postmaster_address": _postmaster, "quota_storage_size": _quota_size, "listen": _nothing,
+    "postmaster_address": _postmaster, "quota_storage_size": _quota_size, "mail_uid": _user, "listen": _nothing,
 }  # fmt: skip
 
 
@@ -440,7 +447,8 @@ def _listeners(top: Block, report: Report) -> None:
     for name, key, default in (("imap", "listen_starttls", 143), ("imaps", "listen_tls", 993)):
         listener = next(login.all("inet_listener", name), Block())
         value = listener.values.get("port") or (listen if default == 993 else None)
-        port = int(listener.text("port") or default)
+        written = listener.text("port")
+        port = int(written) if written.isdigit() else default
         addresses: list[object] = [f"{host}:{port}" for host in hosts] if port else []
         if value is not None:
             report.take(value, f"inet_listener {name} port", "imap", key, addresses)

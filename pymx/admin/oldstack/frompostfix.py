@@ -396,7 +396,8 @@ def _relayhost(old: Postfix, name: str, value: Value, report: Report) -> None:
 def _next_hop(text: str) -> tuple[dict[str, object], str]:
     match = re.fullmatch(r"\[?([^\[\]]+?)\]?(?::(\w+))?", text)
     host, port = (match[1], match[2] or "25") if match else (text, "25")
-    number = {"submission": 587, "smtp": 25, "submissions": 465, "smtps": 465}.get(port) or int(port) if port else 25
+    known = {"submission": 587, "smtp": 25, "submissions": 465, "smtps": 465}
+    number = known.get(port) or (int(port) if port.isdigit() else 25)
     note = "" if text.startswith("[") or _is_address(host) else "the host itself, not its MX records"
     return {"host": host, "port": number}, note
 
@@ -519,10 +520,12 @@ _SETTINGS: dict[str, _Setting] = {
 
 def _services(old: Postfix, report: Report) -> None:
     seen = {"submission": False, "submissions": False}
+    inet = [_port(s) for s in old.services if s.kind == "inet" and s.command in ("smtpd", "postscreen")]
+    main = 25 if 25 in inet or not inet else inet[0]
     for service in old.services:
         here = Value(f"{service.kind} … {service.command}", service.file, service.line)
         if service.kind in ("inet",) and service.command in ("smtpd", "postscreen"):
-            _listener(old, service, here, report, seen)
+            _listener(old, service, here, report, seen, main)
         elif service.command in ("pipe", "spawn"):
             report.say(here, service.name, Fate.LOST, "mail goes to no other program")
         elif service.kind == "inet":
@@ -534,10 +537,15 @@ def _services(old: Postfix, report: Report) -> None:
                 report.say(here, name, Fate.DIFFERENT, f"[submission] {key} keeps its default: the port is open now")
 
 
-def _listener(old: Postfix, service: Service, here: Value, report: Report, seen: dict[str, bool]) -> None:
-    host, _, port = service.name.rpartition(":")
+def _port(service: Service) -> int:
+    port = service.name.rpartition(":")[2]
     numbers = {"smtp": 25, "submission": 587, "submissions": 465, "smtps": 465}
-    number = numbers.get(port) or (int(port) if port.isdigit() else 0)
+    return numbers.get(port) or (int(port) if port.isdigit() else 0)
+
+
+def _listener(old: Postfix, service: Service, here: Value, report: Report, seen: dict[str, bool], main: int) -> None:
+    """`main` is the port for other servers: 25, or the first there is."""
+    host, number = service.name.rpartition(":")[0], _port(service)
     addresses: list[object] = [f"{a}:{number}" for a in ([host] if host else _interface_addresses(old))]
     if service.options.get("smtpd_tls_wrappermode") == "yes":
         report.take(here, service.name, "submission", "listen_tls", addresses)
@@ -545,7 +553,7 @@ def _listener(old: Postfix, service: Service, here: Value, report: Report, seen:
     elif number == 587 or service.options.get("smtpd_tls_security_level") == "encrypt":
         report.take(here, service.name, "submission", "listen_starttls", addresses)
         seen["submission"] = True
-    elif number == 25:
+    elif number == main:
         report.take(here, service.name, "smtp", "listen", addresses)
     else:
         report.say(here, service.name, Fate.LOST, "a port for mail from a content filter or the like; pymx has none")

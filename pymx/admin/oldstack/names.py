@@ -53,7 +53,6 @@ DOVECOT_SAME = {
     "log_path": "the log goes to the journal",
     "mail_attribute_dict": "METADATA is kept in the same file",
     "mail_fsync": "everything acknowledged is on disk",
-    "mail_uid": "see user in pymx.toml",
     "mailbox_list_index": "pymx has an index of its own",
     "recipient_delimiter": "see Postfix's",
     "ssl_cipher_list": "the ciphers are OpenSSL's own choice",
