@@ -40,7 +40,10 @@ class DirectoryTarget:
         try:
             self.path.mkdir(mode=0o700, exist_ok=True)
         except OSError as e:
-            raise CtlError(f"{self.path} can't be made: {e.strerror}") from None
+            raise CtlError(
+                f"{self.path} can't be made: {e.strerror}; make it for the server's user: "
+                f"install -d -m 700 -o vmail -g vmail {self.path}"
+            ) from None
 
     def names(self) -> list[str]:
         """The whole ones, oldest first."""

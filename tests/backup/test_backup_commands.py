@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import signal
 import sqlite3
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from support.programs import require
+from support.sinks import SmtpSink
 
 from pymx.accounts.dump import check_sqlite, copy_sqlite
 from pymx.admin.backup_lists import MANIFEST
@@ -209,8 +211,9 @@ def test_killed_at_any_call_leaves_no_half_backup(still, tmp_path: Path) -> None
     assert not (still.mail / ".backup" / "stage").exists()
 
 
-async def test_queue_comes_back_held(still, tmp_path: Path) -> None:
+async def test_queue_comes_back_held_and_a_proof_sends_nothing(still, tmp_path: Path, smtp_sink: SmtpSink) -> None:
     """What waited then has mostly been delivered since: a person decides."""
+    still.set(f'[outbound]\nroute = [{{ domain = "*", host = "127.0.0.1", port = {smtp_sink.port} }}]\n')
     queue = Queue(still.data / "queue", Outbound())
     await queue.start()
     try:
@@ -221,6 +224,10 @@ async def test_queue_comes_back_held(still, tmp_path: Path) -> None:
     finally:
         await queue.close()
     assert still.json("backup", "create", str(tmp_path / "b"))["queued"] == 1
+    still.deliver(1)
+    still.ctl("backup", "create", str(tmp_path / "second"))
+    assert still.json("backup", "verify", str(tmp_path / "second"))["messages"] == 1
+    assert smtp_sink.messages() == []
     for path in (still.mail, still.data):
         shutil.rmtree(path)
     (still.directory / "pymx.sqlite").unlink()
@@ -271,6 +278,29 @@ def test_restore_refuses_to_mix(still, tmp_path: Path) -> None:
     ]
 
 
+def test_root_gives_everything_to_the_servers_user(still, tmp_path: Path) -> None:
+    """Also on a machine without a configuration: pymx.toml is root's, and readable for that user's group."""
+    if os.geteuid() != 0:
+        pytest.skip("NOT ROOT: nothing can be given away")
+    still.fill(4)
+    still.ctl("dkim", "generate", "example.test")
+    still.ctl("backup", "create", "--with-keys", str(tmp_path / "b"))
+    for path in (still.mail, still.data):
+        shutil.rmtree(path)
+    (still.directory / "pymx.sqlite").unlink()
+    still.config.write_text(still.config.read_text().replace('user = "none"', 'user = "nobody"'))
+    still.ctl("restore", str(tmp_path / "b"))
+    nobody = pwd.getpwnam("nobody")
+    found = [p for top in (still.mail, still.data) for p in (top, *top.rglob("*"))]
+    assert len(found) > 20
+    assert {p.lstat().st_uid for p in found} == {nobody.pw_uid}
+    assert (still.directory / "pymx.sqlite").stat().st_uid == nobody.pw_uid
+    still.config.unlink()
+    still.mail.joinpath(".restoring").touch()  # as if it had been interrupted
+    still.ctl("restore", str(tmp_path / "b"))
+    assert still.config.stat().st_mode & 0o777 == 0o640
+
+
 def test_failure_is_remembered(still, tmp_path: Path) -> None:
     """A backup that fails each night must not look like the last good one."""
     still.ctl("backup", "create", str(tmp_path / "good"))
@@ -306,3 +336,17 @@ def test_copy_of_a_database_in_use_is_one_moment(tmp_path: Path) -> None:
         copy.close()
     assert check_sqlite(str(tmp_path / "copy19")) == ""
     assert not (tmp_path / "copy19-wal").exists()
+
+
+def test_units_of_the_nightly_backup_are_known_to_systemd(tmp_path: Path) -> None:
+    """systemd-analyze verify; every night at three."""
+    analyze = require("systemd-analyze", "systemd")
+    units = Path(__file__).parent.parent.parent / "systemd"
+    for name in ("pymx-backup.service", "pymx-backup.timer"):
+        (tmp_path / name).write_text((units / name).read_text().replace("/opt/pymx/bin/pymxctl", "/bin/true"))
+    done = subprocess.run(
+        [analyze, "verify", *(str(tmp_path / name) for name in ("pymx-backup.service", "pymx-backup.timer"))],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "LC_ALL": "C"},
+    )  # fmt: skip
+    assert "pymx-backup" not in done.stderr, done.stderr
+    assert "OnCalendar=*-*-* 03:00" in (tmp_path / "pymx-backup.timer").read_text()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from pymx.admin.oldstack import postfix
@@ -12,11 +12,10 @@ from pymx.admin.oldstack.database import database_url
 from pymx.admin.oldstack.names import POSTFIX_SAME
 from pymx.admin.oldstack.postfix import Postfix, Service, Unreadable, Value
 from pymx.admin.oldstack.report import Fate, Report
+from pymx.admin.oldstack.restrictions import header_checks, postscreen_sites, postscreen_threshold, restrictions
 
 _TIME = re.compile(r"(\d+)([smhdw]?)\Z")
 _TIME_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_DNSBL_WEIGHT = 5
-_FIELD = re.compile(r"\^\(?:?\s*([A-Za-z0-9-]+):?\)?:?\Z")
 _RSPAMD_MILTER = "11332"
 _Setting = Callable[[Postfix, str, Value, Report], None]
 
@@ -257,119 +256,6 @@ def _alias_maps(old: Postfix, name: str, value: Value, report: Report) -> None:
             )
 
 
-# Restrictions, lists of bad hosts
-
-
-def _restrictions(old: Postfix, name: str, value: Value, report: Report) -> None:
-    for word, argument in _restriction_words(old.expanded(name)):
-        _restriction(name, value, word, argument, report)
-
-
-def _restriction_words(text: str) -> Iterator[tuple[str, str]]:
-    words = iter(text.replace(",", " ").split())
-    for word in words:
-        takes = word.startswith(("reject_rbl", "reject_rhsbl", "permit_dnswl", "permit_rhswl", "check_"))
-        yield word, next(words, "") if takes else ""
-
-
-_RESTRICTIONS = {
-    "permit_mynetworks": (Fate.SAME, "see mynetworks"),
-    "permit_sasl_authenticated": (Fate.SAME, "users log in at 465 and 587"),
-    "reject_unauth_destination": (Fate.SAME, "pymx is no open relay"),
-    "reject_sender_login_mismatch": (Fate.SAME, "users send as themselves and by the aliases that lead to them"),
-    "reject_authenticated_sender_login_mismatch": (Fate.SAME, "users send as themselves and by their aliases"),
-    "reject_non_fqdn_sender": (Fate.SAME, "refused"),
-    "reject_non_fqdn_recipient": (Fate.SAME, "refused"),
-    "reject_unlisted_recipient": (Fate.SAME, "unknown recipients are refused"),
-    "reject_unauth_pipelining": (Fate.SAME, "who talks before our greeting is told by [checks] early_talker"),
-    "reject_invalid_helo_hostname": (Fate.DIFFERENT, "a hint of [checks] helo, not refused for this alone"),
-    "reject_non_fqdn_helo_hostname": (Fate.DIFFERENT, "a hint of [checks] helo, not refused for this alone"),
-    "reject_unknown_helo_hostname": (Fate.DIFFERENT, "a hint of [checks] helo, not refused for this alone"),
-    "reject_unknown_client_hostname": (Fate.DIFFERENT, "a hint of [checks] iprev, not refused for this alone"),
-    "reject_unknown_reverse_client_hostname": (Fate.DIFFERENT, "a hint of [checks] iprev, not refused for this alone"),
-    "reject_unknown_sender_domain": (Fate.DIFFERENT, "SPF and DMARC judge the sender's domain"),
-    "permit": (Fate.SAME, ""),
-    "reject": (Fate.SAME, ""),
-}
-
-
-def _restriction(name: str, value: Value, word: str, argument: str, report: Report) -> None:
-    if word in ("reject_rbl_client", "reject_rhsbl_client", "permit_dnswl_client"):
-        key = "dnswl" if word.startswith("permit") else "dnsbl"
-        if word == "reject_rhsbl_client":
-            report.say(value, name, Fate.LOST, f"{word} {argument}: lists of names are not asked; rspamd does")
-            return
-        zone, _, codes = argument.partition("=")
-        entry = f"{zone}={codes}*{_DNSBL_WEIGHT}" if codes else f"{zone}={_DNSBL_WEIGHT}"
-        note = f"{word} {argument}: " + (
-            "takes its weight off" if key == "dnswl" else "mail from listed hosts goes to Junk instead of being refused"
-        )
-        report.add(value, name, "checks", key, [entry], note=note)
-    elif word == "check_policy_service":
-        if re.search(r":(10023|60000)\b|postgrey", argument):
-            note = f"{argument}: pymx's own greylisting, only for those with hints against them"
-            report.take(value, name, "checks", "greylist", True, note=note)
-        elif "spf" in argument:
-            report.say(value, name, Fate.SAME, f"{argument}: pymx checks SPF itself")
-        else:
-            report.say(value, name, Fate.LOST, f"{word} {argument}: pymx asks no policy services")
-    elif word in _RESTRICTIONS:
-        fate, meaning = _RESTRICTIONS[word]
-        report.say(value, name, fate, f"{word}{': ' if meaning else ''}{meaning}")
-    else:
-        report.say(value, name, Fate.LOST, f"{word} {argument}".strip() + ": pymx has no such rule")
-
-
-def _postscreen_sites(old: Postfix, name: str, value: Value, report: Report) -> None:
-    good, bad = list[object](), list[object]()
-    for word in old.expanded(name).replace(",", " ").split():
-        match = re.fullmatch(r"([^=*]+)(?:=([^*]+))?(?:\*(-?\d+))?", word)
-        if match is None:
-            report.say(value, name, Fate.LOST, f"{word}: not understood")
-            continue
-        weight = int(match[3] or 1)
-        entry = f"{match[1]}={match[2]}*{abs(weight)}" if match[2] else f"{match[1]}={abs(weight)}"
-        (good if weight < 0 else bad).append(entry)
-    if bad:
-        report.add(
-            value, name, "checks", "dnsbl", bad, note="mail from listed hosts goes to Junk instead of being refused"
-        )
-    if good:
-        report.add(value, name, "checks", "dnswl", good)
-
-
-def _postscreen_threshold(old: Postfix, name: str, value: Value, report: Report) -> None:
-    text = old.expanded(name)
-    if text.isdigit() and int(text):
-        report.take(value, name, "checks", "junk_score", int(text), note="all hints count for it, not only lists")
-
-
-# Header checks
-
-
-def _header_checks(old: Postfix, name: str, value: Value, report: Report) -> None:
-    for kind, table in postfix.maps(old.expanded(name)):
-        if kind not in ("regexp", "pcre"):
-            report.say(value, name, Fate.LOST, f"{kind}:{table}: pymx has no such rules")
-            continue
-        try:
-            rows = postfix.patterns(table)
-        except Unreadable as e:
-            report.say(value, name, Fate.LOST, str(e))
-            continue
-        for pattern, action, line in rows:
-            here = Value(f"/{pattern}/ {action}", table, line)
-            field = _FIELD.match(pattern.replace("\\", "").rstrip(".*"))
-            if action.split(None, 1)[:1] == ["IGNORE"] and field:
-                if name == "header_checks":
-                    report.say(
-                        here, name, Fate.DIFFERENT, f"{field[1]} is taken out of users' mail only, not of received"
-                    )
-                report.add(here, name, "submission", "strip_fields", [field[1]], note="out of what users send")
-            else:
-                report.say(here, name, Fate.LOST, "pymx has no rules for single header fields; rspamd has")
-
-
 # Where mail goes
 
 
@@ -484,16 +370,16 @@ _SETTINGS: dict[str, _Setting] = {
     "virtual_alias_maps": _maps,
     "smtpd_sender_login_maps": _maps,
     "alias_maps": _alias_maps,
-    "smtpd_client_restrictions": _restrictions,
-    "smtpd_helo_restrictions": _restrictions,
-    "smtpd_sender_restrictions": _restrictions,
-    "smtpd_recipient_restrictions": _restrictions,
-    "smtpd_relay_restrictions": _restrictions,
-    "smtpd_data_restrictions": _restrictions,
-    "postscreen_dnsbl_sites": _postscreen_sites,
-    "postscreen_dnsbl_threshold": _postscreen_threshold,
-    "header_checks": _header_checks,
-    "smtp_header_checks": _header_checks,
+    "smtpd_client_restrictions": restrictions,
+    "smtpd_helo_restrictions": restrictions,
+    "smtpd_sender_restrictions": restrictions,
+    "smtpd_recipient_restrictions": restrictions,
+    "smtpd_relay_restrictions": restrictions,
+    "smtpd_data_restrictions": restrictions,
+    "postscreen_dnsbl_sites": postscreen_sites,
+    "postscreen_dnsbl_threshold": postscreen_threshold,
+    "header_checks": header_checks,
+    "smtp_header_checks": header_checks,
     "mime_header_checks": _lost("pymx has no rules for MIME headers; rspamd has"),
     "nested_header_checks": _lost("pymx has no rules for headers; rspamd has"),
     "body_checks": _lost("pymx has no rules for bodies; rspamd has"),
@@ -563,7 +449,7 @@ def _listener(old: Postfix, service: Service, here: Value, report: Report, seen:
         if name in ("syslog_name", "smtpd_tls_wrappermode", "smtpd_tls_security_level", "smtpd_sasl_auth_enable"):
             continue
         if name.endswith("_restrictions"):
-            _restrictions(_with(old, name, option), f"-o {name}", option, report)
+            restrictions(_with(old, name, option), f"-o {name}", option, report)
         elif name in POSTFIX_SAME or name.startswith(("smtpd_tls_", "smtpd_sasl", "milter_", "smtpd_reject_unlisted")):
             report.say(option, f"-o {name}", Fate.SAME, POSTFIX_SAME.get(name, ""))
         elif name in ("cleanup_service_name", "header_checks", "smtpd_milters"):
