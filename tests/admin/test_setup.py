@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import stat
@@ -15,11 +16,14 @@ from pathlib import Path
 import bcrypt
 import pytest
 from support.machine import Machine, is_possible
+from support.mariadb import Database
+from support.programs import require
 from support.terminal import run_on_terminal
 from support.tls import CertificateAuthority
 from support.wait import wait_for
 
 from pymx.admin import ctl
+from pymx.admin.install.plan import UNITS, unit_text
 from pymx.config.load import load
 
 HOST = "mx.example.com"
@@ -266,8 +270,7 @@ def test_from_nothing_to_a_received_mail(machine_tree: Path | None, tmp_path: Pa
             processes = {Path(p).stat().st_uid for p in _processes_of(machine, "serve")}
             assert processes == {5000}
         finally:
-            server.kill()
-            server.wait()
+            machine.kill(server)
             if server.stdout:
                 server.stdout.close()
 
@@ -288,3 +291,29 @@ def _processes_of(machine: Machine, word: str) -> list[str]:
         if word.encode() in command and b"nsenter" not in command[0] and here == str(machine.root):
             found.append(str(path))
     return found
+
+
+@pytest.mark.mariadb
+def test_tables_in_mariadb(root: Path, setup: Run, mariadb_database: Database) -> None:
+    """Made in an empty database; the second time there is nothing to do."""
+    words = ("--user", "alice@example.com", "--database", mariadb_database.url, "--certificate", "later")
+    assert "make the tables of the accounts database" in setup(*words, "--dry-run")[1]
+    status, out, err = setup(*words, "--yes")
+    assert status == 0, err
+    assert "make the tables of the accounts database" in out
+    assert (root / "etc/pymx/database-url").read_text() == mariadb_database.url + "\n"
+    assert setup(*words, "--dry-run")[1] == "Nothing is missing.\n"
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_units_are_such_that_systemd_knows_every_key(name: str, tmp_path: Path) -> None:
+    """`systemd-analyze verify`, with a program that is there in place of ours."""
+    analyze = require("systemd-analyze", "systemd")
+    for each in UNITS:
+        text = unit_text(each, Path("/opt/pymx/bin"))
+        (tmp_path / each).write_text(re.sub(r"/opt/pymx/bin/\w+", "/bin/true", text))
+    done = subprocess.run(
+        [analyze, "verify", str(tmp_path / name)],
+        capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "LC_ALL": "C"},
+    )  # fmt: skip
+    assert name not in done.stderr, done.stderr

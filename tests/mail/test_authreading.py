@@ -59,7 +59,7 @@ def test_what_we_write_is_read_back() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "You sent:\n\n> Authentication-Results: mx.other.test;\n>  spf=pass smtp.mailfrom=a@b;\n>  dkim=pass\n> From: a\n",
+        "Sent:\n\n> Authentication-Results: mx.other.test;\n>  spf=pass smtp.mailfrom=a@b;\n>  dkim=pass\n> From: a\n",
         "Authentication-Results: mx.other.test; spf=pass; dkim=pass\r\nFrom: a\r\n",
         "==== Summary ====\nSPF check:          SPF=pass\nDKIM check: dkim=pass\n",
         "SPF: pass\nDKIM: pass\n",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,15 @@ def is_possible() -> str:
     except FileNotFoundError:
         return "needs unshare (util-linux)"
     return tried.stderr.strip() if tried.returncode else ""
+
+
+def _below(pid: int) -> list[int]:
+    """Children of a process, and theirs."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            found += [int(child), *_below(int(child))]
+    return found
 
 
 class Machine:
@@ -137,6 +147,13 @@ class Machine:
 
     def start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(self.command(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def kill(self, process: subprocess.Popen[str]) -> None:
+        """End what `start` started, with its children: nsenter is only their parent."""
+        for pid in [*_below(process.pid), process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
