@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from delivery_samples import DEFERRED, FAILED, MESSAGE, OK, DeliverTo, attempt, results, settings, smarthost
+from delivery_samples import DEFERRED, FAILED, MESSAGE, OK, DeliverTo, attempt, replaced, results, settings, smarthost
+from support.cutting_proxy import CuttingProxy
 from support.dns_server import DnsServer
 from support.postfix import Postfix
 from support.sinks import SmtpSink
@@ -147,3 +148,58 @@ async def test_it_goes_away_between_two_messages(
     assert (outcome.result, outcome.status) == (DEFERRED, "4.4.1")
     assert outcome.strain is not None
     assert outcome.strain.kind is Kind.DOWN
+
+
+@pytest.mark.parametrize(
+    ("phase", "replies_before", "copies"),
+    [("greeting", 0, 1), ("ehlo", 1, 1), ("mail", 2, 1), ("rcpt", 3, 1), ("data", 4, 1), ("dot", 5, 2)],
+)
+async def test_its_connection_is_cut_in_each_phase(
+    postfix: Postfix, sink: SmtpSink, deliver_to: DeliverTo, phase: str, replies_before: int, copies: int
+) -> None:
+    """It waits, and arrives at the next try; twice only where Postfix had it and its 250 did not come (RFC 1047)."""
+    to = f"cut-{phase}@far.test"
+    with CuttingProxy(postfix.port) as proxy:
+        proxy.cut_at = replies_before
+        deliver = deliver_to(replaced(smarthost(proxy.port), command_timeout_s=20, data_timeout_s=20))
+        assert results(await deliver.attempt(attempt(to))) == [(DEFERRED, "4.4.2")]
+        assert results(await deliver.attempt(attempt(to))) == [(OK, "2.0.0")]
+        await deliver.close()
+    await wait_until(lambda: [m.rcpt_to for m in sink.messages()].count((to,)) == copies)
+
+
+async def test_its_connection_is_cut_amid_the_content(postfix: Postfix, sink: SmtpSink, deliver_to: DeliverTo) -> None:
+    """Half a message is none."""
+    to = "cut-content@far.test"
+    content = MESSAGE + b"x" * 70 * 200 + b"\r\n"
+    with CuttingProxy(postfix.port) as proxy:
+        proxy.cut_content = 5000
+        deliver = deliver_to(replaced(smarthost(proxy.port), command_timeout_s=20, data_timeout_s=20))
+        assert results(await deliver.attempt(attempt(to, content=content))) == [(DEFERRED, "4.4.2")]
+        assert results(await deliver.attempt(attempt(to, content=content))) == [(OK, "2.0.0")]
+        await deliver.close()
+    await wait_until(lambda: any(m.rcpt_to == (to,) for m in sink.messages()))
+    assert [len(m.content) > 14_000 for m in sink.messages() if m.rcpt_to == (to,)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("offer", "envelope", "expected"),
+    [
+        (("PIPELINING", "8BITMIME", "SIZE 99999999"), {"body": "8BITMIME"}, (OK, "2.0.0")),
+        (("STARTTLS",), {}, (OK, "2.0.0")),
+        (("DSN", "SMTPUTF8"), {"ret": "HDRS"}, (FAILED, "5.7.1")),
+    ],
+)
+async def test_its_ehlo_offers_what_it_does_not_have(
+    postfix: Postfix, dns_server: DnsServer, deliver_to: DeliverTo,
+    offer: tuple[str, ...], envelope: dict[str, object], expected: tuple[Result, str],
+) -> None:  # fmt: skip
+    """The message arrives where that can be; else its refusal says what was wrong."""
+    mx(dns_server)
+    with CuttingProxy(postfix.plain) as proxy:
+        proxy.offer = offer
+        deliver = deliver_to(settings(proxy.port, command_timeout_s=20, data_timeout_s=20))
+        (outcome,) = await deliver.attempt(attempt("liar@far.test", **envelope))
+        await deliver.close()
+    assert (outcome.result, outcome.status) == expected, outcome
+    assert outcome.tls == ""

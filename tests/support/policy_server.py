@@ -28,7 +28,8 @@ class Page:
 class PolicyServer:
     """`requests` are (Host, path) as they came; `connections` counts what reached it, TLS or not."""
 
-    def __init__(self, tls: ssl.SSLContext) -> None:
+    def __init__(self, tls: ssl.SSLContext, address: str = "127.0.0.1", port: int = 0) -> None:
+        self._address = (address, port)
         self.answer = Page(b"", 404)
         self.requests: list[tuple[str, str]] = []
         self.connections = 0
@@ -63,7 +64,7 @@ class PolicyServer:
             def handle_error(self, request: object, client_address: object) -> None:
                 """A client that does not like the certificate hangs up."""
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server(self._address, Handler)
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="policy-server")
         self._thread.start()

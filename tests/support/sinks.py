@@ -142,8 +142,9 @@ class ScriptedRemote:
 
     `replies` maps a verb, or a verb with an address, to the reply, e.g. `{"RCPT bad@example.org": "550 5.1.1 no",
     "DATA": "451 4.3.0 later", ".": DROP}`. "CONNECT" is the greeting, "." the reply to the final dot, "TLS" with DROP
-    breaks the handshake. A list of replies is used up one by one, then the command succeeds. DROP closes the
-    connection, STALL never answers. `commands` is what clients said, line by line.
+    breaks the handshake, "CONTENT" is what happens after the first line of the content (a reply there is said, and
+    nothing more). A list of replies is used up one by one, then the command succeeds. DROP closes the connection, STALL
+    never answers. `commands` is what clients said, line by line.
     """
 
     replies: dict[str, str | list[str]] = field(default_factory=dict)
@@ -269,6 +270,8 @@ class _Dialogue:
         scripted = self._remote.scripted(verb)
         if scripted is not None and not (verb == "DATA" and scripted.startswith("354")):
             self._say(scripted)
+            if verb == "STARTTLS" and scripted.startswith("220"):
+                self._start_tls()
             return not scripted.startswith("421")
         return self._ordinary(verb, argument)
 
@@ -331,9 +334,18 @@ class _Dialogue:
             self._say("503 5.5.1 first MAIL and RCPT")
             return
         self._say("354 go on")
-        content = b""
-        while (line := self._line()) != b".":
+        content = bytearray()
+        line = self._line()
+        said = self._remote.scripted("CONTENT")
+        if said is not None:
+            self._say(said)
+            self._socket.shutdown(socket.SHUT_WR)
+            while self._socket.recv(65536):
+                pass  # else the reply would be lost with the connection
+            raise _Dropped
+        while line != b".":
             content += line.removeprefix(b".") + b"\r\n"
+            line = self._line()
         scripted = self._remote.scripted(".")
         if scripted is None or scripted.startswith("2"):
             path, options = self._mail
@@ -342,7 +354,7 @@ class _Dialogue:
                     self._helo,
                     path,
                     tuple(p for p, _ in self._rcpt),
-                    content,
+                    bytes(content),
                     self._tls,
                     options,
                     tuple(o for _, o in self._rcpt),
