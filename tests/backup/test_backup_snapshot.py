@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.dovecot import Dovecot
 
 from pymx.ms import uidlist
 from pymx.ms.dovecotplace import Place
@@ -231,3 +232,26 @@ def test_leap_keeps_the_uids_and_gives_none_twice(account: Account) -> None:
     markers = [p.name for p in account.root.glob("dovecot-uidvalidity.*")]
     assert markers == [f"dovecot-uidvalidity.{(account.root / 'dovecot-uidvalidity').read_text()}"]
     assert int(markers[0].rpartition(".")[2], 16) > 1_700_000_000
+
+
+def test_dovecot_takes_a_leap_as_it_is(dovecot: Dovecot, tmp_path: Path) -> None:
+    """Same UIDs, the next one far ahead, nothing to complain about, and lines that are appended later keep theirs."""
+    maildir = tmp_path / "example.test" / "alice"
+    with dovecot.session(maildir) as imap:
+        for n in range(3):
+            imap.append("INBOX", None, None, f"Subject: {n}\r\n\r\n".encode())
+        imap.noop()
+        validity = imap.response("UIDVALIDITY")[1]
+    for cache in maildir.glob("dovecot.*index*"):
+        cache.unlink()  # no part of a backup
+    leap(Place(os.fsencode(maildir)), Layout("maildir++", "."))
+    expected = [b"1 2 3"]
+    for number in range(2):
+        with dovecot.session(maildir) as imap:
+            assert imap.response("UIDVALIDITY")[1] == validity
+            assert imap.uid("SEARCH", "ALL")[1] == expected
+            imap.append("INBOX", None, None, b"Subject: later\r\n\r\n")
+            imap.noop()
+            expected = [expected[0] + b" %d" % (4 + LEAP + number)]
+            assert imap.uid("SEARCH", "ALL")[1] == expected
+    assert dovecot.errors() == []

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from support.programs import require
 
-from pymx.admin.oldstack import dovecot, postfix, rspamd
+from pymx.admin.oldstack import dovecot, fromdovecot, frompostfix, postfix, rspamd
 from pymx.admin.oldstack.dovecot import Block
 from pymx.admin.oldstack.postfix import Unreadable
+from pymx.admin.oldstack.report import Report
 
 ESSAY = Path(__file__).parent / "essay"
 
@@ -276,3 +280,32 @@ def test_keys_of_rspamd(tmp_path: Path) -> None:
     (local / "dkim_signing.conf").write_text("domain { a { ")
     keys, trouble = rspamd.read_keys(tmp_path, [])
     assert keys == []
+
+
+_TEXTS = st.text(st.sampled_from("ab$ {}()?:=#\n\t\"'\\<!;,[]/*.x1"), max_size=120)
+
+
+@given(_TEXTS)
+def test_no_text_makes_a_parser_fail_otherwise(text: str) -> None:
+    """Whatever stands in the files: Unreadable, or an answer."""
+    found = postfix.Postfix(Path("/nowhere"), postfix.parse_main(text, "x"), postfix.parse_master(text, "y"))
+    for name in found.parameters:
+        found.expanded(name)
+    postfix.maps(text)
+    postfix.table("inline", text)
+    with contextlib.suppress(Unreadable):
+        rspamd.parse(text, "x")
+
+
+@given(_TEXTS)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_text_makes_the_reader_of_dovecot_fail_otherwise(tmp_path: Path, text: str) -> None:
+    (tmp_path / "dovecot.conf").write_text(text)
+    with contextlib.suppress(Unreadable):
+        dovecot.read(tmp_path)
+    with contextlib.suppress(Unreadable):
+        dovecot.sql(tmp_path / "dovecot.conf")
+    report = Report()
+    fromdovecot.take(tmp_path, report)
+    (tmp_path / "main.cf").write_text(text)
+    frompostfix.take(tmp_path, report)

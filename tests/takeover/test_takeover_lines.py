@@ -74,7 +74,7 @@ def test_settings_of_postfix_that_are_taken_over(
     ("main", "fate", "said"),
     [
         ("mynetworks = 127.0.0.0/8 192.0.2.0/24", Fate.LOST, "192.0.2.0/24"),
-        ("mynetworks = 127.0.0.0/8 [::1]/128", Fate.SAME, "this host"),
+        ("mynetworks = 127.0.0.0/8 [::ffff:127.0.0.0]/104 [::1]/128", Fate.SAME, "this host"),
         ("mydestination = $myhostname, localhost", Fate.SAME, ""),
         ("mydestination = $myhostname, shop.test", Fate.LOST, "shop.test"),
         ("content_filter = smtp-amavis:[127.0.0.1]:10024", Fate.LOST, "content filter"),
@@ -158,6 +158,62 @@ def test_settings_of_dovecot_that_are_taken_over(
 def test_settings_of_dovecot_that_are_not(tmp_path: Path, text: str, fate: Fate, said: str) -> None:
     report = dovecot(tmp_path, text)
     assert [line for line in report.lines if line.fate is fate and said in line.said + line.meaning], report.lines
+
+
+VERSION_2_4 = """\
+dovecot_config_version = 2.4.1
+dovecot_storage_version = 2.4.1
+protocols {
+  imap = yes
+  lmtp = yes
+}
+mail_driver = maildir
+mail_home = /var/vmail/%{user | domain}/%{user | username}
+mail_path = ~
+mail_uid = vmail
+mail_plugins {
+  quota = yes
+}
+sql_driver = mysql
+mysql localhost {
+  user = mailuser
+  password = s3cret
+  dbname = mailserver
+}
+passdb sql {
+  query = SELECT email AS user, password FROM users WHERE email = '%{user}'
+  default_password_scheme = BLF-CRYPT
+}
+userdb static {
+  fields {
+    uid = vmail
+    home = /var/vmail/%{user | domain}/%{user | username}
+  }
+}
+ssl_server {
+  cert_file = /c.pem
+  key_file = /k.pem
+}
+quota "User quota" {
+  storage_size = 1G
+}
+namespace inbox {
+  inbox = yes
+  separator = /
+}
+"""
+
+
+def test_dovecot_2_4_is_understood(tmp_path: Path) -> None:
+    """Other names, lists as blocks, `%{user | domain}`."""
+    report = dovecot(tmp_path, VERSION_2_4)
+    assert [line for line in report.lines if line.fate in (Fate.BLOCKED, Fate.LOST)] == []
+    assert report.settings["mail"] == {
+        "root": "/var/vmail", "layout": "maildir++", "separator": "/", "default_quota_mb": 1024,
+    }  # fmt: skip
+    assert report.settings["database"] == {"url": "mysql://mailuser:s3cret@localhost/mailserver"}
+    assert report.settings["tls"] == {"certificate": "/c.pem", "private_key": "/k.pem"}
+    assert "s3cret" not in "".join(line.said + line.meaning for line in report.lines)
 
 
 def run(tmp_path: Path, *words: str) -> tuple[int, str]:

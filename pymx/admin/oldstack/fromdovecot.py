@@ -285,8 +285,8 @@ def _namespace(top: Block, block: Block, report: Report) -> None:
             report.say(
                 mailbox.values["autoexpunge"], "autoexpunge", Fate.LOST, "old mail stays until a client removes it"
             )
-        if auto in ("create", "subscribe") or uses:
-            use = uses[0] if uses and uses[0] not in folders.values() else ""
+        use = uses[0] if uses and uses[0] not in folders.values() else ""
+        if auto in ("create", "subscribe") or use:
             folders[mailbox.name] = use
             how = (
                 "made and subscribed at the first login"
@@ -296,6 +296,9 @@ def _namespace(top: Block, block: Block, report: Report) -> None:
             report.say(
                 where, f"mailbox {mailbox.name}", Fate.TAKEN, f"[mail] folders: {use or 'no special use'}, {how}"
             )
+        elif uses:
+            meaning = f"{uses[0]} is another mailbox already; this one stays, without a special use"
+            report.say(where, f"mailbox {mailbox.name}", Fate.DIFFERENT, meaning)
     if folders:
         report.settings.setdefault("mail", {})["folders"] = folders
         report.sources["mail", "folders"] = block.where
@@ -419,6 +422,33 @@ def _service(top: Block, block: Block, report: Report) -> None:
         report.say(here, f"service {block.name}", Fate.SAME, "one program has no sockets between its parts")
 
 
+def _as_value(block: Block) -> Value:
+    """2.4's lists may be blocks: `protocols { imap = yes }`."""
+    return Value(" ".join(name for name, v in block.values.items() if v.text == "yes"), block.file, block.line)
+
+
+def _protocol_list(top: Block, block: Block, report: Report) -> None:
+    _protocols(top, "protocols", _as_value(block), report)
+
+
+def _plugin_list(top: Block, block: Block, report: Report) -> None:
+    _plugins(top, "mail_plugins", _as_value(block), report)
+
+
+def _prefixed(top: Block, block: Block, report: Report) -> None:
+    """2.4: `ssl_server { cert_file = … }` is ssl_server_cert_file."""
+    for name, value in block.values.items():
+        _setting(top, f"{block.kind}_{name}", value, report)
+
+
+def _quota_root(top: Block, block: Block, report: Report) -> None:
+    for name, value in block.values.items():
+        if name in ("storage_size", "quota_storage_size"):
+            _quota_size(top, "quota_storage_size", value, report)
+        elif name not in ("driver", "quota_driver"):
+            report.say(value, f"quota {name}", Fate.LOST, "quotas are one size for a mailbox: [mail] default_quota_mb")
+
+
 def _unknown_block(top: Block, block: Block, report: Report) -> None:
     here = Value(block.name, block.file, block.line)
     fate, meaning = Fate.LOST, "nothing in pymx does this"
@@ -431,7 +461,8 @@ def _unknown_block(top: Block, block: Block, report: Report) -> None:
 
 _BLOCKS: dict[str, Callable[[Block, Block, Report], None]] = {
     "namespace": _namespace, "passdb": _database, "userdb": _database, "protocol": _protocol, "plugin": _plugin,
-    "service": _service,
+    "service": _service, "protocols": _protocol_list, "mail_plugins": _plugin_list, "ssl_server": _prefixed,
+    "quota": _quota_root,
 }  # fmt: skip
 
 
@@ -441,7 +472,9 @@ _BLOCKS: dict[str, Callable[[Block, Block, Report], None]] = {
 def _listeners(top: Block, report: Report) -> None:
     listen = top.values.get("listen")
     hosts = list(_hosts(listen.text if listen else "*, ::"))
-    if "protocols" in top.values and "imap" not in top.values["protocols"].text.split():
+    listed = next(top.all("protocols"), None)
+    protocols = top.values.get("protocols") or (_as_value(listed) if listed else None)
+    if protocols is not None and "imap" not in protocols.text.split():
         return
     login = next(top.all("service", "imap-login"), Block())
     for name, key, default in (("imap", "listen_starttls", 143), ("imaps", "listen_tls", 993)):

@@ -142,7 +142,11 @@ def _mynetworks(old: Postfix, name: str, value: Value, report: Report) -> None:
 
 def _is_loopback(word: str) -> bool:
     try:
-        return ipaddress.ip_network(word.replace("[", "").replace("]", ""), strict=False).is_loopback
+        plain = word.replace("[", "").replace("]", "").removeprefix("::ffff:")
+        network, _, bits = plain.partition("/")
+        if word.startswith("[::ffff:") and bits.isdigit():  # IPv4 as IPv6 writes it
+            plain = f"{network}/{max(int(bits) - 96, 0)}"
+        return ipaddress.ip_network(plain, strict=False).is_loopback
     except ValueError:
         return word.startswith("!")
 
@@ -413,7 +417,11 @@ def _services(old: Postfix, report: Report) -> None:
         if service.kind in ("inet",) and service.command in ("smtpd", "postscreen"):
             _listener(old, service, here, report, seen, main)
         elif service.command in ("pipe", "spawn"):
-            report.say(here, service.name, Fate.LOST, "mail goes to no other program")
+            used = any(re.search(rf"\b{re.escape(service.name)}\b", value.text) for value in old.parameters.values())
+            fate = Fate.LOST if used else Fate.SAME
+            report.say(
+                here, service.name, fate, "mail goes to no other program" if used else "nothing in main.cf uses it"
+            )
         elif service.kind == "inet":
             report.say(here, service.name, Fate.LOST, f"{service.command} on a port of its own")
     if old.services:

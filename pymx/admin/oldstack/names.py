@@ -42,6 +42,8 @@ _DOVECOT = (
     "sql_driver", "ssl_prefer_server_ciphers", "ssl_server_dh_file", "state_dir", "verbose_proctitle",
 )  # fmt: skip
 DOVECOT_SAME = {
+    "ssl_client_ca_dir": "the system's roots",
+    "ssl_client_ca_file": "[outbound] ca_file",
     **dict.fromkeys(_DOVECOT, ""),
     "auth_allow_cleartext": "no password is taken without TLS",
     "auth_cache_size": "[database] cache_s",

@@ -29,6 +29,7 @@ _RESTRICTIONS = {
     "permit_mynetworks": (Fate.SAME, "see mynetworks"),
     "permit_sasl_authenticated": (Fate.SAME, "users log in at 465 and 587"),
     "reject_unauth_destination": (Fate.SAME, "pymx is no open relay"),
+    "defer_unauth_destination": (Fate.SAME, "pymx is no open relay"),
     "reject_sender_login_mismatch": (Fate.SAME, "users send as themselves and by the aliases that lead to them"),
     "reject_authenticated_sender_login_mismatch": (Fate.SAME, "users send as themselves and by their aliases"),
     "reject_non_fqdn_sender": (Fate.SAME, "refused"),
