@@ -33,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nightly", action="store_true", help="mail the postmaster what changed since the last such run"
     )
     parser.add_argument(
+        "--second-look", metavar="SECONDS", type=float, default=60.0,
+        help="with --nightly: what is new must still be so then, or it is not mailed (default 60; 0 = no such look)",
+    )  # fmt: skip
+    parser.add_argument(
         "--prove", metavar="ADDRESS", default="",
         help="send signed probes to a mailbox elsewhere, or to a reflector, and read what it thinks of them",
     )  # fmt: skip
@@ -58,7 +62,10 @@ def run(args: argparse.Namespace, context: Context) -> int:
     if args.nightly:
         from pymx.admin import nightly
 
-        return nightly.run(context, findings)
+        def again() -> list[Finding]:
+            return examine_site(context, args.address, held)
+
+        return nightly.run(context, findings, again=again, second_look_s=args.second_look)
     return report(context, findings, everything=args.everything)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,10 +53,17 @@ def compare(findings: Sequence[Finding], before: dict[str, Remembered]) -> Chang
     return Changes(tuple(sorted(begun, key=lambda f: -f.severity)), tuple(over))
 
 
-def run(context: Context, findings: Sequence[Finding]) -> int:
+def run(
+    context: Context, findings: Sequence[Finding], *, again: Callable[[], list[Finding]], second_look_s: float
+) -> int:
+    """`again` looks once more: a name server that did not answer for a moment is not worth a mail."""
     now, path = time.time(), Path(context.config.data_dir) / "doctor" / _FILE
     before = _read(path)
     changes = compare(findings, before)
+    if changes.begun and second_look_s > 0:
+        time.sleep(second_look_s)
+        findings = again()
+        changes = compare(findings, before)
     mailed = False
     if changes:
         message = mail(context.config.hostname, changes, findings, now)

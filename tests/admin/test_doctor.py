@@ -32,6 +32,7 @@ from pymx.accounts.banrules import Rules
 from pymx.accounts.limitstate import FILE_NAME, LimitState
 from pymx.accounts.registry import Registry
 from pymx.admin import identity, nightly
+from pymx.admin.context import Context
 from pymx.admin.health import (
     blocklists,
     certificates,
@@ -614,3 +615,12 @@ def test_the_mail_says_what_is_new_why_and_what_to_do() -> None:
 def test_findings_keep_their_day(tmp_path: Path) -> None:
     nightly._write(tmp_path / "doctor" / "last.json", [warn("a", "x")], {"a": nightly.Remembered(2, "x", 5.0)}, 9.0)
     assert msgspec.json.decode((tmp_path / "doctor" / "last.json").read_bytes())["a"]["since"] == 5.0
+
+
+async def test_what_passes_within_a_minute_is_not_mailed(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second look at what is new: nothing is sent, nothing is remembered."""
+    context = Context(rig.subject().config, rig.directory / "pymx.toml", json=True)
+    status = nightly.run(context, [warn("dns.mx:x", "can't be looked up")], again=list, second_look_s=0.01)
+    assert status == 0
+    assert json.loads(capsys.readouterr().out)["mailed"] is False
+    assert msgspec.json.decode((rig.directory / "doctor" / "last.json").read_bytes()) == {}
