@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncGenerator
 
 import dns.reversename
 import pytest
+from support.clock import loop_clock
 from support.dns_server import DnsServer, Failure
+from support.wait import wait_until
 
 from pymx.config.model import Dns, Outbound
 from pymx.mta.mx import Host
@@ -78,6 +81,25 @@ async def test_a_dns_failure_changes_nothing_that_was_known(dns_server: DnsServe
     subject._resolver.forget()
     await subject.check()
     assert subject.status()["ipv6"] == "used"
+
+
+async def test_our_addresses_are_checked_at_the_start_and_every_day(dns_server: DnsServer) -> None:
+    """Somebody takes the name out of reverse DNS: a day later IPv6 is not used any more."""
+    reverse = dns.reversename.from_address(PUBLIC6).to_text().rstrip(".")
+    name_for(dns_server, PUBLIC6, "mx.ours.test")
+    subject, turns = sources(dns_server, PUBLIC6), itertools.count()
+    with loop_clock() as forward:
+        subject.start()
+        try:
+            await wait_until(lambda: subject.status().get(PUBLIC6) == "confirmed: mx.ours.test")
+            dns_server.remove(reverse)
+            forward(86_000)
+            await wait_until(lambda: next(turns) > 20)
+            assert dns_server.asked(reverse, "PTR") == 1
+            forward(500)
+            await wait_until(lambda: subject.status()["ipv6"] == "not used")
+        finally:
+            await subject.close()
 
 
 async def test_before_the_first_check_and_for_private_addresses_nothing_is_held_back(dns_server: DnsServer) -> None:
