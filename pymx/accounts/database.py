@@ -60,6 +60,11 @@ def reading_url(url: URL) -> URL:
     return _mysql(url, "mysql+aiomysql")
 
 
+def load_driver(database: Database) -> None:
+    """Import what an engine for `reading_url` needs, with no connection made. Raises DatabaseUrlError."""
+    reading_url(configured_url(database)).get_dialect().import_dbapi()
+
+
 def _mysql(url: URL, driver: str) -> URL:
     return url.set(drivername=driver).update_query_dict({"charset": "utf8mb4"})
 

@@ -25,7 +25,8 @@ from pymx.accounts import aliases
 from pymx.accounts.account import Account, AliasLoop, DirectoryUnavailable, Resolution, UnknownRecipient
 from pymx.accounts.aliases import Node
 from pymx.accounts.cache import MISS, TtlCache
-from pymx.accounts.reader import Reader, Row
+from pymx.accounts.reader import Reader
+from pymx.accounts.reading import Row
 from pymx.config.model import Accounts, Database
 from pymx.mail.address import Address, AddressError, domain_to_ascii, parse_address
 

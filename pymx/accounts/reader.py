@@ -12,29 +12,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import Column, Executable, bindparam, select
+from sqlalchemy import Column, Engine, Executable, bindparam, create_engine, select
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.sql.elements import ColumnElement
 
 from pymx import log
-from pymx.accounts import tables
+from pymx.accounts import reading, tables
 from pymx.accounts.account import DirectoryUnavailable, SchemaError
 from pymx.accounts.database import configured_url, is_sqlite, reading_url, sqlite_path
+from pymx.accounts.reading import Query, Row
 from pymx.config.model import Database
 
 MIGRATE = "pymxctl --config FILE migrate"
 _REST_S = 1.0  # after a failure
 _NO_SUCH_TABLE = 1146
 _ILLEGAL_MIX_OF_COLLATIONS = frozenset({1267, 1270, 1271})  # a text that the column's character set can't hold
-
-Row = tuple[Any, ...]
-Query = tuple[Executable, Mapping[str, object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +72,7 @@ class Reader:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._engine: AsyncEngine | None = None
+        self._engine: Engine | None = None
         self._url: URL | None = None
         self._down_until = 0.0
         self._schema_checked = False
@@ -99,7 +95,7 @@ class Reader:
     async def close(self) -> None:
         if self._engine:
             engine, self._engine = self._engine, None
-            await engine.dispose()
+            await reading.dispose(engine)
 
     @property
     def statements(self) -> Statements:
@@ -178,11 +174,8 @@ class Reader:
     async def _once(self, queries: Sequence[Query]) -> list[Sequence[Row]]:
         if self._engine is None:
             raise DirectoryUnavailable("the directory is not started")
-        async with asyncio.timeout(self._database.timeout_s), self._engine.connect() as connection:
-            return [
-                [tuple(row) for row in (await connection.execute(statement, dict(values))).all()]
-                for statement, values in queries
-            ]
+        async with asyncio.timeout(self._database.timeout_s), reading.connect(self._engine) as connection:
+            return [await reading.fetch(connection, query) for query in queries]
 
     def _raise_if_answered(self, e: DBAPIError) -> None:
         """The database is there and said no, in one of two ways that mean something to us."""
@@ -195,7 +188,7 @@ class Reader:
     async def _failed(self, e: Exception) -> DirectoryUnavailable:
         self._down_until = time.monotonic() + _REST_S
         if self._engine and self._url and is_sqlite(self._url):
-            await self._engine.dispose()  # the file may have been replaced: open it anew
+            await reading.dispose(self._engine)  # the file may have been replaced: open it anew
         reason = _reason(e)
         self._log.warning("database_unavailable", reason=reason)
         return DirectoryUnavailable(reason)
@@ -221,9 +214,9 @@ def _reason(e: Exception) -> str:
     return str(e) or type(e).__name__
 
 
-def _engine(url: URL, database: Database) -> AsyncEngine:
+def _engine(url: URL, database: Database) -> Engine:
     if is_sqlite(url):
-        return create_async_engine(
+        return create_engine(
             reading_url(url),
             isolation_level="AUTOCOMMIT",
             skip_autocommit_rollback=True,
@@ -233,7 +226,7 @@ def _engine(url: URL, database: Database) -> AsyncEngine:
             pool_timeout=database.timeout_s,
             connect_args={"timeout": database.timeout_s},
         )
-    return create_async_engine(
+    return create_engine(
         reading_url(url),
         connect_args={"connect_timeout": database.timeout_s},
         # set here: per connection it would cost two more round trips at each use

@@ -6,6 +6,9 @@ tables hold no foreign keys into them (column types and engines of an old table 
 `pymx_user_settings` counts only while its id and its address both match the user's.
 
 Text is compared without case: MariaDB's usual collations do, and SQLite is told to (NOCASE).
+
+The migrations make the tables, with MariaDB's engine and character set, which are not said here: SQLAlchemy would load
+all it has for MariaDB in every process, also where the database is SQLite.
 """
 
 from __future__ import annotations
@@ -28,8 +31,6 @@ domains = Table(
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("name", _caseless(50), nullable=False, unique=True),
-    mysql_engine="InnoDB",
-    mysql_charset="utf8mb4",
 )
 
 users = Table(
@@ -39,8 +40,6 @@ users = Table(
     Column("domain_id", Integer, ForeignKey("domains.id", ondelete="CASCADE"), nullable=False),
     Column("password", String(106), nullable=False),
     Column("email", _caseless(120), nullable=False, unique=True),
-    mysql_engine="InnoDB",
-    mysql_charset="utf8mb4",
 )
 
 aliases = Table(
@@ -50,8 +49,6 @@ aliases = Table(
     Column("domain_id", Integer, ForeignKey("domains.id", ondelete="CASCADE"), nullable=False),
     Column("source", _caseless(120), nullable=False, unique=True),
     Column("destinations", String(255), nullable=False),
-    mysql_engine="InnoDB",
-    mysql_charset="utf8mb4",
 )
 
 # NULL in a quota is the configured default, 0 is unlimited.
@@ -62,8 +59,6 @@ user_settings = Table(
     Column("email", String(255), nullable=False),
     Column("quota_octets", BigInteger, nullable=True),
     Column("quota_messages", BigInteger, nullable=True),
-    mysql_engine="InnoDB",
-    mysql_charset="utf8mb4",
 )
 
 # Who was removed here: what lies in a mailbox of that name must not go to the next user of the name.
@@ -72,8 +67,6 @@ removed_users = Table(
     metadata,
     Column("email", String(190), primary_key=True),
     Column("removed_at", BigInteger, nullable=False),
-    mysql_engine="InnoDB",
-    mysql_charset="utf8mb4",
 )
 
 schema = Table(VERSION_TABLE, metadata, Column("version_num", String(32), primary_key=True))
