@@ -8,13 +8,16 @@ from pathlib import Path
 from pymx.app.rooms import Rooms
 from pymx.certs.files import challenges_directory
 from pymx.net.listener import Caps, handshake_caps
-from pymx.web.http import HttpServer
-from pymx.web.public import MAX_BODY_OCTETS, PublicPages
 
 
 async def open_pages(stack: contextlib.AsyncExitStack, rooms: Rooms) -> None:
     """Serve on `[web] listen` and `listen_tls`, where there are any."""
     site, config = rooms.site, rooms.config
+    if not any(site.sockets.get(name) for name in ("http", "https")):
+        return
+    # with XML and what that brings along
+    from pymx.web.http import HttpServer
+    from pymx.web.public import MAX_BODY_OCTETS, PublicPages
 
     def key_pair() -> tuple[Path, Path]:
         found = site.certificates.find(config.hostname)

@@ -11,6 +11,7 @@ from pathlib import Path
 from pymx import log
 from pymx.accounts.account import AccountsError
 from pymx.admin.control_client import ControlError
+from pymx.app.lean import load_shared
 from pymx.app.process import Process
 from pymx.config.check import check
 from pymx.config.load import ConfigError, load
@@ -41,6 +42,7 @@ def serve(path: Path) -> int:
             load_suffixes()  # once, for all processes that are forked from this one
         if workers == 1:
             return _run_process(site, "all", 0, _announce_ready, lambda: None)
+        load_shared(config)
         return run_supervisor(
             config,
             site.sockets,
