@@ -2,8 +2,9 @@
 
 What holds of the picture of an account:
 
-- A message that is there all the time is in it, wherever it is moved meanwhile. One that arrives or is expunged while
-  the picture is taken may or may not be.
+- A message that is there all the time is in it, wherever it is moved meanwhile (to be missed it would have to slip from
+  a mailbox ahead of us into one behind us in each of six rounds). One that arrives or is expunged while the picture is
+  taken may or may not be.
 - A message in it has the UID that anybody was told: each uidlist is read under Dovecot's lock after the messages were
   linked, and a file's line is always there before the file. Lines of messages that arrived later stay in it, so that
   their UIDs are not given to others.
