@@ -446,3 +446,22 @@ async def test_killed_at_any_moment_the_builder_leaves_a_sound_index(store: Stor
     assert build(tmp_path).messages == 0
     with contextlib.closing(file_of(tmp_path).connect()) as db:
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+async def test_accounts_that_searched_lately_are_kept_up_the_latest_first(tmp_path: Path) -> None:
+    """Within 30 days; in `index_dir` too; what is no account, or was not searched, is left alone."""
+    from pymx.app.fulltext import searchers
+
+    mail = Mail(root=str(tmp_path / "mail"), index_dir=str(tmp_path / "index"))
+    now = time.time()
+    for email, days in (("old@a.test", 31), ("first@a.test", 2), ("last@b.test", 1), ("never@b.test", None)):
+        local_part, _, domain = email.partition("@")
+        directory = tmp_path / "index" / domain / local_part
+        directory.mkdir(parents=True)
+        if days is not None:
+            with contextlib.closing(FullText(os.fsencode(directory / "pymx.index"), 0o600).connect()) as db:
+                fulltext.set_meta(db, "searched", now - days * 86_400)
+    (tmp_path / "index" / ".removed").mkdir()
+    (tmp_path / "index" / "file").touch()
+    assert searchers(mail, now) == ["last@b.test", "first@a.test"]
+    assert searchers(Mail(root=str(tmp_path / "nowhere")), now) == []
