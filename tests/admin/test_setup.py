@@ -229,7 +229,11 @@ def machine_tree(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
         pytest.skip("needs debootstrap (apt-get install debootstrap)")
     tree = tmp_path / "debian"
     made = subprocess.run(
-        ["/usr/sbin/debootstrap", "--variant=minbase", "bookworm", str(tree), "http://deb.debian.org/debian"],
+        [
+            "/usr/sbin/debootstrap", "--variant=minbase",
+            "--include=python3",  # for the libraries that ours is linked with
+            "bookworm", str(tree), "http://deb.debian.org/debian",
+        ],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if made.returncode:
