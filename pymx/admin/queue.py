@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pymx.admin.context import Context, CtlError, Exit
 from pymx.admin.control_client import ControlError
+from pymx.mail.envelope import Envelope, Recipient
 from pymx.queue import browse
 from pymx.queue.browse import Selection
 from pymx.queue.files import DamagedFile, Files
@@ -168,9 +169,11 @@ def _show(state: State, files: Files, queue_id: str, context: Context) -> int:
     except (FileNotFoundError, DamagedFile) as e:
         raise CtlError(f"{queue_id}: its file can't be read: {e}") from e
     envelope = message.envelope
+    notices = {str(recipient.address): _notice(recipient) for recipient in envelope.recipients}
     facts: dict[str, object] = {
         "queue_id": queue_id,
         "mail_from": str(envelope.mail_from) if envelope.mail_from else "<>",
+        "parameters": " ".join(_parameters(envelope)) or None,
         "account": envelope.origin.account or None,
         "session": envelope.origin.session or None,
         "arrived": _iso(message.arrived_s),
@@ -178,7 +181,7 @@ def _show(state: State, files: Files, queue_id: str, context: Context) -> int:
         "header": message.content.head.decode("utf-8", "replace").splitlines(),
         "recipients": [
             {"rcpt_to": rcpt, "destination": x.destination, "state": x.state, "attempts": x.attempts,
-             "next": _iso(x.next_s), "why": x.reason}
+             "next": _iso(x.next_s), "why": x.reason, "notice": notices.get(rcpt, "")}
             for x in waiting for rcpt in x.recipients
         ],
         "attempts": [
@@ -203,6 +206,22 @@ def _show(state: State, files: Files, queue_id: str, context: Context) -> int:
     for line in header:
         print("  " + "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in line))
     return Exit.OK
+
+
+def _parameters(envelope: Envelope) -> list[str]:
+    """What the client said in MAIL besides the sender (RFC 3461 s. 4, 6152, 6531, 8689)."""
+    words = [f"BODY={envelope.body}"] if envelope.body != "7BIT" else []
+    words += ["SMTPUTF8"] if envelope.smtputf8 else []
+    words += ["REQUIRETLS"] if envelope.requiretls else []
+    words += [f"RET={envelope.ret}"] if envelope.ret else []
+    words += [f"ENVID={envelope.envid}"] if envelope.envid else []
+    return words
+
+
+def _notice(recipient: Recipient) -> str:
+    """Which reports are wanted, and what the recipient was called at first (RFC 3461 s. 4.1, 4.2)."""
+    words = ["NOTIFY=" + ",".join(sorted(recipient.notify))] if recipient.notify else []
+    return " ".join([*words, f"ORCPT={recipient.orcpt}"] if recipient.orcpt else words)
 
 
 def _paces(directory: Path, context: Context) -> int:

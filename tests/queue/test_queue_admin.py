@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from pymx.config.model import Outbound
 from pymx.queue import browse
 from pymx.queue.browse import Selection
 from pymx.queue.files import Files
-from pymx.queue.item import Attempt, Copy, Result
+from pymx.queue.item import Attempt, Copy, Outcome, Result
 from pymx.queue.pace import Pace, Rules
 from pymx.queue.pacefile import save
 from pymx.queue.place import Kind, Limits, Strain
@@ -92,6 +93,58 @@ async def test_list_and_show(config: Path, capsys: pytest.CaptureFixture[str]) -
     assert (facts["attempts"][0]["number"], facts["recipients"][0]["why"]) == (1, "450 4.2.1 mailbox busy")
     assert pymxctl(config, "list") == 0
     assert "a@one.test" in capsys.readouterr().out
+
+
+async def test_show_has_all_of_the_envelope_and_of_each_attempt(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the client asked for; time, host, address, TLS and words of each try; when the next one is, and why."""
+    message = copy("a@one.test")
+    (recipient,) = message.envelope.recipients
+    asked = replace(recipient, notify=frozenset({"FAILURE", "DELAY"}), orcpt="rfc822;first@one.test")
+    made = replace(
+        message.envelope, recipients=(asked,), body="8BITMIME", smtputf8=True, requiretls=True, ret="HDRS", envid="E 1"
+    )
+    message = replace(message, envelope=made)
+    queue = Queue(config.parent / "data" / "queue", Outbound())
+    queue.wake = lambda: None
+    await queue.start()
+    try:
+        await queue.enqueue([message])
+        (item,) = (await queue.take(want())).items
+        for number, words in enumerate(("451 4.3.0 not now", "450 4.2.1 mailbox busy")):
+            at_s = 1_800_000_000.0 + 600 * number
+            ended = Outcome(
+                asked, Result.DEFERRED, words[4:9], words, "mx2.one.test", "192.0.2.7", "TLSv1.3 TLS_AES_256 dane"
+            )
+            await queue.record([Finished(replace(item, attempts=number), at_s, [(0, ended)], at_s + 1200)])
+    finally:
+        await queue.close()
+    assert pymxctl(config, "show", message.queue_id, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["mail_from"], facts["account"], facts["session"]) == ("alice@example.test",) * 2 + ("s1",)
+    assert facts["parameters"] == "BODY=8BITMIME SMTPUTF8 REQUIRETLS RET=HDRS ENVID=E 1"
+    assert facts["recipients"] == [
+        {"rcpt_to": "a@one.test", "destination": "one.test", "state": "deferred", "attempts": 2,
+         "next": "2027-01-15T08:30:00+00:00", "why": "450 4.2.1 mailbox busy",
+         "notice": "NOTIFY=DELAY,FAILURE ORCPT=rfc822;first@one.test"},
+    ]  # fmt: skip
+    assert [
+        (a["at"], a["mx"], a["ip"], a["tls"], a["status"], a["reply"], a["result"]) for a in facts["attempts"]
+    ] == [
+        ("2027-01-15T08:00:00+00:00", "mx2.one.test", "192.0.2.7", "TLSv1.3 TLS_AES_256 dane", "4.3.0",
+         "451 4.3.0 not now", "deferred"),
+        ("2027-01-15T08:10:00+00:00", "mx2.one.test", "192.0.2.7", "TLSv1.3 TLS_AES_256 dane", "4.2.1",
+         "450 4.2.1 mailbox busy", "deferred"),
+    ]  # fmt: skip
+    assert "Subject: hello" in facts["header"]
+    assert pymxctl(config, "show", message.queue_id) == 0
+    shown = capsys.readouterr().out
+    for words in (
+        "REQUIRETLS", "NOTIFY=DELAY,FAILURE", "192.0.2.7", "TLSv1.3 TLS_AES_256 dane", "451 4.3.0 not now",
+        "2027-01-15T08:30:00", "Subject: hello",
+    ):  # fmt: skip
+        assert words in shown
 
 
 async def test_hold_release_and_retry(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
