@@ -89,7 +89,8 @@ class Appliance:
             "limits": ""
             if "limits" in self.extra
             else "connections_per_minute = 0\nmessages_per_hour = 0\nrecipients_per_hour = 0\n"
-            "unknown_recipients_per_hour = 0\naccount_messages_per_day = 0\naccount_new_recipients_per_day = 0\n",
+            "unknown_recipients_per_hour = 0\naccount_messages_per_day = 0\naccount_new_recipients_per_day = 0\n"
+            "slow_max_s = 1\n",
             "log": 'level = "debug"\n',
         }
         text = f'hostname = "{self.hostname}"\ndata_dir = "{self.directory}/data"\nuser = "none"\n'
