@@ -12,6 +12,7 @@ answered NO [SERVERBUG].
 from __future__ import annotations
 
 import asyncio
+import weakref
 from typing import TYPE_CHECKING, cast
 
 from pymx import metrics
@@ -41,6 +42,7 @@ class Session(asyncio.Protocol):
     """The protocol of a connection, and the `Wire` of its client."""
 
     __slots__ = (
+        "__weakref__",
         "_client",
         "_commands",
         "_counted",
@@ -97,7 +99,8 @@ class Session(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         peer_ip = peer[0] if isinstance(peer, tuple) else ""
         server = self._server
-        self._client = Client(server, self, peer_ip, secure=server.implicit_tls)
+        # weak, so that a session whose connection has ended is gone at once and not when the collector comes by
+        self._client = Client(server, weakref.proxy(self), peer_ip, secure=server.implicit_tls)
         refusal = server.limits.refuses(peer_ip) if server.limits is not None else None
         if refusal is not None:
             server.log.info("connection_refused", peer_ip=peer_ip, listener="imap", reason=refusal.reason)
@@ -310,6 +313,7 @@ class Session(asyncio.Protocol):
         client, server = self._client, self._server
         client.stop_notifying()
         client.unselect()
+        self._watched = None
         self._incoming.clear()
         if not self._counted:
             return

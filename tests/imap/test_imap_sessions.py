@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import email
+import gc
 import imaplib
 import logging
 import ssl
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -521,3 +523,20 @@ async def test_flags_of_many_messages_are_streamed_in_order(rig: Rig) -> None:
     assert (await client.ok("UID SEARCH KEYWORD $X"))[0] == b"* SEARCH " + b" ".join(b"%d" % n for n in range(5, 1101))
     assert (await client.ok("SEARCH RETURN (ALL) UNKEYWORD $x"))[0].endswith(b"ALL 1:4,1101:1200")
     await client.close()
+
+
+async def test_an_ended_session_does_not_wait_for_the_garbage_collector(rig: Rig) -> None:
+    """In a cycle it would stay for hours: full collections are rare in a process with many objects."""
+    uv = type(asyncio.get_running_loop()).__module__.startswith("uvloop")
+    # asyncio's TLS has cycles of its own
+    client = await (rig.select() if uv else rig.connect(starttls=True))
+    await client.ask("NOOP")
+    (session,) = sessions_of(rig)
+    left = weakref.ref(session)
+    del session
+    gc.disable()
+    try:
+        await client.close()
+        await wait_until(lambda: left() is None)
+    finally:
+        gc.enable()
