@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 
 from pymx.config.model import Config
@@ -12,6 +13,16 @@ from pymx.resolver.lean import leave_out_https
 def leave_out() -> None:
     """Before anything else of the server is imported."""
     leave_out_https()
+
+
+def give_memory_back() -> None:
+    """Hand the system what the C library keeps of memory that was freed.
+
+    OpenSSL's and uvloop's buffers of a session lie scattered in its heap. glibc gives back only what is free at the
+    end of that, so 30 MiB of 1,000 sessions would stay with the process, and more of the next 1,000.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no such call
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def load_shared(config: Config) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from pymx import log
 from pymx.accounts.authenticate import Authenticator
 from pymx.app.fulltext import ask_for_builds
+from pymx.app.lean import give_memory_back
 from pymx.app.limits import ProcessLimits, Watch
 from pymx.app.prerender import ask_for_rendering
 from pymx.app.reports import count_judged
@@ -104,6 +105,7 @@ class SessionSide:
             )  # fmt: skip
             self._imap_servers.append(imap)
             self._listen(name, imap.factory, tls if implicit else None)
+        self._sessions.thinned = give_memory_back
         self._sessions.start()
         stack.callback(self._sessions.stop)
         for server in self._servers:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Protocol
 
 SWEEP_S = 1.0
+MANY = 100  # so many sessions less, and a quarter of them, are worth a word to `thinned`
 
 
 class Live(Protocol):
@@ -44,6 +45,8 @@ class Sessions:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._changed: asyncio.Event | None = None
+        self._most = self._before = 0  # since the last time `thinned` was called, and a second ago
+        self.thinned: Callable[[], None] = lambda: None  # called when many have ended, and no more do
 
     def __len__(self) -> int:
         return len(self._live)
@@ -120,3 +123,9 @@ class Sessions:
         now = loop.time()
         for session in tuple(self._live):
             session.sweep(now)
+        left = len(self._live)
+        self._most = max(self._most, left)
+        if left >= self._before and self._most - left >= max(MANY, self._most // 4):
+            self._most = left
+            self.thinned()
+        self._before = left

@@ -6,7 +6,7 @@ import asyncio
 
 from support.wait import wait_until
 
-from pymx.net.sessions import Sessions
+from pymx.net.sessions import MANY, Sessions
 
 
 class Idle:
@@ -59,3 +59,26 @@ async def test_drain_ends_after_its_time_and_says_how_many_are_left():
     sessions = Sessions()
     sessions.add(Idle(sessions, obedient=False))
     assert await sessions.drain(0.05) == 1
+
+
+async def test_that_many_have_ended_is_said_once_and_not_of_a_few():
+    """Then there is memory to give back; a session that comes and goes is no reason."""
+    sessions, said = Sessions(), []
+    sessions.thinned = lambda: said.append(len(sessions))
+    live = [Idle(sessions) for _ in range(3 * MANY)]
+    for session in live:
+        sessions.add(session)
+    sessions.start()
+    await wait_until(lambda: live[-1].swept)
+    for session in live[: MANY - 1]:
+        sessions.discard(session)
+    seen = len(live[-1].swept)
+    await wait_until(lambda: len(live[-1].swept) > seen + 2)
+    assert said == []
+    for session in live[MANY - 1 : 2 * MANY]:
+        sessions.discard(session)
+    await wait_until(lambda: said)
+    seen = len(live[-1].swept)
+    await wait_until(lambda: len(live[-1].swept) > seen + 2)
+    assert said == [MANY]
+    sessions.stop()
