@@ -168,6 +168,22 @@ async def test_its_connection_is_cut_in_each_phase(
     await wait_until(lambda: [m.rcpt_to for m in sink.messages()].count((to,)) == copies)
 
 
+async def test_its_connection_is_cut_at_starttls(
+    postfix: Postfix, dns_server: DnsServer, deliver_to: DeliverTo
+) -> None:
+    """Nothing forbids to do without TLS, so the message goes at once over another connection; a route may forbid it."""
+    mx(dns_server)
+    with CuttingProxy(postfix.port) as proxy:
+        proxy.cut_at = 2
+        deliver = deliver_to(settings(proxy.port, command_timeout_s=20, data_timeout_s=20))
+        (outcome,) = await deliver.attempt(attempt("cut-tls@far.test"))
+        assert (outcome.result, outcome.tls, proxy.cut_at) == (OK, "", None)
+        await deliver.close()
+        proxy.cut_at = 2
+        deliver = deliver_to(replaced(smarthost(proxy.port, tls="verified"), command_timeout_s=20))
+        assert results(await deliver.attempt(attempt("cut-tls@far.test"))) == [(DEFERRED, "4.7.5")]
+
+
 async def test_its_connection_is_cut_amid_the_content(postfix: Postfix, sink: SmtpSink, deliver_to: DeliverTo) -> None:
     """Half a message is none."""
     to = "cut-content@far.test"
