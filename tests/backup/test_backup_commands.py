@@ -11,11 +11,13 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from support.programs import require
 from support.sinks import SmtpSink
+from support.wait import wait_for
 
 from pymx.accounts.dump import check_sqlite, copy_sqlite
 from pymx.admin.backup_lists import MANIFEST
@@ -200,6 +202,8 @@ def test_killed_at_any_call_leaves_no_half_backup(still, tmp_path: Path) -> None
     )
     killed = 0
     for step in (5, 40, 70, 90, 110, 10_000):
+        # names have seconds
+        wait_for(lambda: f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}" not in {x.name for x in generations(directory)})
         command = [sys.executable, "-c", program, str(step), "--config", str(still.config), "backup", "create"]
         done = subprocess.run([*command, str(directory)], capture_output=True, text=True)
         killed += done.returncode == -signal.SIGKILL

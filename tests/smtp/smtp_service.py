@@ -174,6 +174,7 @@ class Service:
         self.call(self._stop.set)
         self._thread.join(20)
         logging.getLogger("pymx.smtpd").removeHandler(self._capture)
+        logging.getLogger("pymx.smtpd").setLevel(logging.NOTSET)
         assert not self._thread.is_alive()
         assert self.failures == []
 
