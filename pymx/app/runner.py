@@ -33,9 +33,7 @@ Status = Callable[[], Awaitable[dict[str, object]]]
 class RunnerSide:
     """Queue, housekeeping and control socket of the one process that has them; calls `failed` when it can't go on."""
 
-    def __init__(
-        self, rooms: Rooms, failed: Callable[[], None], status: Status, *, reload: Callable[[], None]
-    ) -> None:
+    def __init__(self, rooms: Rooms, failed: Callable[[], None], status: Status, *, reload: Callable[[], None]) -> None:
         self._reload = reload
         self._rooms = rooms
         self._config = rooms.config

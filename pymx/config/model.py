@@ -125,9 +125,9 @@ class Acme(Struct, forbid_unknown_fields=True, frozen=True):
     check_interval_s: Annotated[
         Annotated[int, Meta(ge=60)], _doc("how often names and dates are looked at; renewed is at a third of the life")
     ] = 43_200
-    retry_first_s: Annotated[
-        Positive, _doc("wait after a failure; then four times as long each time, up to a day")
-    ] = 900
+    retry_first_s: Annotated[Positive, _doc("wait after a failure; then four times as long each time, up to a day")] = (
+        900
+    )
 
 
 class Smtp(Struct, forbid_unknown_fields=True, frozen=True):
@@ -532,9 +532,9 @@ class Backup(Struct, forbid_unknown_fields=True, frozen=True):
     passphrase_file: Annotated[
         str, _doc("file with the passphrase of the Borg repository; empty = BORG_PASSPHRASE or BORG_PASSCOMMAND")
     ] = ""
-    with_keys: Annotated[
-        bool, _doc("DKIM and TLS keys and other secrets also into a backup that is not encrypted")
-    ] = False
+    with_keys: Annotated[bool, _doc("DKIM and TLS keys and other secrets also into a backup that is not encrypted")] = (
+        False
+    )
     keep_daily: Annotated[NonNegative, _doc("days of which the last backup is kept")] = 7
     keep_weekly: Annotated[NonNegative, _doc("weeks of which the last backup is kept")] = 4
     keep_monthly: Annotated[NonNegative, _doc("months of which the last backup is kept")] = 6
