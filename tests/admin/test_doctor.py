@@ -359,6 +359,18 @@ async def test_our_own_ports(rig: Rig) -> None:
     assert said(await run(ports.check, rig))[0] == "ok"
 
 
+async def test_a_listener_whose_program_is_hidden_is_ours_while_we_run(rig: Rig) -> None:
+    """The nightly unit has no capability: the kernel does not show it what the server has open."""
+    rig.holders = (Holder(ADDRESS, 25, "", 0, ""),)
+    assert said(await run(ports.check, rig))[0] == "fail"
+    rig.running = True
+    severity, sentence, _ = said(await run(ports.check, rig))
+    assert severity == "ok"
+    assert "has a listener" in sentence
+    rig.holders += (Holder("0.0.0.0", 25, "master", 7, "/usr/lib/postfix/sbin/master"),)
+    assert "taken by Postfix" in said(await run(ports.check, rig))[1]
+
+
 # --- certificates
 
 
