@@ -10,7 +10,9 @@ in Postfix's qmgr), the place is dead: nothing is tried for `dead_first_s`, twic
 
 Slowed down. When the remote says that we send too much, nothing is tried for as long as its rule says, twice as long
 each time again within six hours, up to four hours. After that one connection, and half of what was sent per minute
-before; both grow back with success.
+before; both grow back with success. Said again within six hours, when the rate was used and more was taken for a while,
+it is about the rate: for eight times as long as the pause, six hours at most, the rate stays a tenth below the one that
+was too much. Else it grows on, and is forgotten when it is twice that.
 
 A clock that is set back moves all these times with it.
 
@@ -37,6 +39,9 @@ _SLOW_AGAIN_S = 6 * 3600.0
 _SLOW_MAX_S = 4 * 3600.0
 _DEAD_MAX_S = 3600.0
 _LEARNED_GROWTH = 1.1
+_LEARNED_BELOW = 0.9  # less than one step of growth
+_HOLD_PAUSES = 8.0
+_IN_PEACE_S = 120.0  # a complaint sooner after a pause is about more than the rate
 _SPREAD_S = 3600.0  # what is put back for a learned rate comes back within that time: the rate grows meanwhile
 _SET_BACK_S = 1.0
 _ROUNDING_S = 1e-6  # Unix seconds as floats are good to about that
@@ -134,7 +139,8 @@ class Pace:
         self._minute = Rate(limits.per_minute, 60.0) if limits.per_minute else None
         self._hour = Rate(limits.per_hour, 3600.0) if limits.per_hour else None
         self._learned: Rate | None = None
-        self._learned_goal = 0
+        self._learned_goal = 0  # what was too much
+        self._held_until = 0.0  # until then the learned rate stays below it
         self._counted = (0, 0, 0)  # the current minute, messages in it, messages in the one before
         self.day = 0
         self.sent_today = 0
@@ -169,6 +175,7 @@ class Pace:
                 rate.move(by_s)
         self.paused_until = max(0.0, self.paused_until + by_s)
         self._slowed_at = max(0.0, self._slowed_at + by_s)
+        self._held_until = max(0.0, self._held_until + by_s)
         self._postponed_until = max(0.0, self._postponed_until + by_s)
 
     def why(self, now: float) -> str:
@@ -216,7 +223,10 @@ class Pace:
         self._counted = (minute, 1, before)
         if self._learned is not None and now > self._slowed_at:
             grown = max(self._learned.n + 1, int(self._learned.n * _LEARNED_GROWTH))
-            self._learned = Rate(grown, 60.0, self._learned.at) if grown < self._learned_goal else None
+            if now < self._held_until:
+                grown = max(self._learned.n, min(grown, int(self._learned_goal * _LEARNED_BELOW)))
+            is_of_use = now < self._held_until or grown < self._learned_goal * 2
+            self._learned = Rate(grown, 60.0, self._learned.at) if is_of_use else None
 
     def end(self, now: float, began: int, strain: Strain | None, *, accepted: bool) -> Change | None:
         """An attempt has ended. `accepted`: the remote took the message, or some of its recipients."""
@@ -267,18 +277,29 @@ class Pace:
             self._slowed = 0
         wait_s = min(strain.pause_s * 2.0 ** min(self._slowed, 30), _SLOW_MAX_S)
         self._slowed += 1
+        recent = self._in_last_minute(now)
+        about_rate = now - self._slowed_at > _IN_PEACE_S and (self._learned is None or recent * 2 >= self._learned.n)
         self._slowed_at = now + wait_s
         self._round += 1
         self._slow_start = False
         self.connections = 1.0
-        recent = max(self._counted[1:])
         if self._learned is None:
             self._learned_goal = max(recent, 2)
+        elif about_rate:
+            self._learned_goal = max(min(recent, self._learned.n), 2)
+        if about_rate and self._slowed > 1:
+            self._held_until = self._slowed_at + min(wait_s * _HOLD_PAUSES, _SLOW_AGAIN_S)
         self._learned = Rate(
             max(1, (self._learned.n if self._learned else self._learned_goal) // 2), 60.0, now + wait_s
         )
         self._pause(now, wait_s, strain.reason)
         return Change.SLOWED
+
+    def _in_last_minute(self, now: float) -> int:
+        """Messages begun, about."""
+        minute, count, before = self._counted
+        gone = min(1.0, max(0.0, now / 60 - minute))
+        return max(count, before, int(count + before * (1.0 - gone)))
 
     def _pause(self, now: float, wait_s: float, reason: str) -> None:
         self.paused_until = max(self.paused_until, now + wait_s)
@@ -288,7 +309,7 @@ class Pace:
         """An administrator wants it tried now: no pause, no rate but the set ones, one connection to find out."""
         if self.paused_until:
             self.connections = 1.0
-        self.paused_until = self._slowed_at = 0.0
+        self.paused_until = self._slowed_at = self._held_until = 0.0
         self._learned = None
         self._postponed_until = 0.0
 
@@ -307,7 +328,7 @@ class Pace:
         """What has to survive a restart."""
         return {
             "paused_until": self.paused_until, "reason": self.reason, "deaths": self.deaths,
-            "slowed": self._slowed, "slowed_at": self._slowed_at,
+            "slowed": self._slowed, "slowed_at": self._slowed_at, "held_until": self._held_until,
             "minute": self._minute.at if self._minute else 0.0, "hour": self._hour.at if self._hour else 0.0,
             "learned": self._learned.n if self._learned else 0, "learned_goal": self._learned_goal,
             "day": self.day, "sent_today": self.sent_today,
@@ -331,6 +352,7 @@ class Pace:
         self.deaths = count_of("deaths")
         self._slowed = count_of("slowed")
         self._slowed_at = time_of("slowed_at")
+        self._held_until = time_of("held_until")
         for rate, key in ((self._minute, "minute"), (self._hour, "hour")):
             if rate is not None:
                 rate.take(time_of(key) - rate.interval_s)

@@ -126,6 +126,60 @@ def test_after_it_half_of_what_was_sent_per_minute_and_slowly_more() -> None:
     assert counts[-1] > 60
 
 
+def send(subject: Pace, since: float, until: float, per_minute: int) -> tuple[list[float], float]:
+    """Whatever it lets through, to somebody who complains of more than so many a minute: when, up to the complaint."""
+    sent: list[float] = []
+    now = since
+    while (now := max(now, subject.free_at(now))) < until:
+        sent.append(now)
+        too_much = len(sent) > per_minute and now - sent[-per_minute - 1] < 60
+        subject.end(now, subject.begin(now), SLOW if too_much else None, accepted=not too_much)
+        if too_much:
+            break
+        now += 0.01
+    return sent, now
+
+
+def test_a_rate_that_was_too_much_twice_is_kept_below_for_long() -> None:
+    """Else each time it grew back the same complaint would come, and a pause twice as long."""
+    subject = pace()
+    _, now = send(subject, NOON, NOON + 3600, 60)
+    _, now = send(subject, now, now + 3600, 60)
+    paused_until = subject.paused_until
+    assert paused_until == now + 1200
+    again = pace()
+    again.restore(subject.saved(), now)
+    for kept in (subject, again):
+        sent, end = send(kept, paused_until, paused_until + 8 * 1200, 60)
+        assert end >= paused_until + 8 * 1200, "it complained"
+        assert len(sent) > 0.75 * 60 * 8 * 20
+    # then more is tried
+    _, end = send(subject, end, end + 600, 60)
+    assert subject.paused_until == end + 2400
+
+
+def test_a_complaint_right_after_a_pause_is_no_measure_of_the_rate() -> None:
+    """Who complains of everything for an hour is not sent one a minute for hours."""
+    subject = pace()
+    now = NOON
+    for _ in range(4):
+        subject.end(now, subject.begin(now), SLOW, accepted=False)
+        now = subject.paused_until
+    sent, _ = send(subject, now, now + 600, 1000)
+    assert len(sent) > 300
+
+
+def test_a_complaint_at_a_rate_that_is_not_used_is_no_measure_of_it() -> None:
+    """A message now and then, and a complaint: what comes in a heap an hour later is not sent one a minute."""
+    subject = pace()
+    _, now = send(subject, NOON, NOON + 3600, 60)
+    for _ in range(2):
+        now = subject.paused_until + 1800
+        subject.end(now, subject.begin(now), SLOW, accepted=False)
+    sent, _ = send(subject, subject.paused_until, subject.paused_until + 1200, 60)
+    assert len(sent) > 300
+
+
 @given(
     st.integers(1, 300), st.sampled_from([60.0, 3600.0]),
     st.lists(st.floats(0, 400, allow_nan=False), min_size=1, max_size=400),

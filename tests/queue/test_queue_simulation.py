@@ -258,3 +258,26 @@ def test_every_limit_holds_and_nobody_starves(
         assert healthy - BEGIN < messages * 0.3 / 5 * 0.6 + 60
     finally:
         simulation.close()
+
+
+@pytest.mark.parametrize("fresh_percent", [0, 50])
+def test_who_asked_for_less_gets_nearly_what_he_takes(tmp_path: Path, fresh_percent: int) -> None:
+    """A long queue for a place that complains of more than 60 a minute: after a few complaints it is sent a little less
+    than that, not pause after pause."""
+    simulation = Simulation(tmp_path / "state.sqlite", 5)
+    count = 5_000
+    try:
+        named = [f"touchy{n}.test" for n in range(100)]
+        simulation.add(count - count * fresh_percent // 100, named, deferred=True)
+        if fresh_percent:
+            simulation.add(count * fresh_percent // 100, named)
+        for _ in simulation.run(BEGIN + 3 * 3600):
+            if not simulation.state.count():
+                break
+        assert len(simulation.world.arrived_at) == count
+        assert 1 <= simulation.changes[Change.SLOWED, "touchy"] <= 3
+        # the first hour has the complaints and their pauses
+        steady = [at for at in simulation.world.begun["touchy"] if 3600 <= at - BEGIN < 2 * 3600]
+        assert len(steady) > 0.75 * TOUCHY_PER_MINUTE * 60
+    finally:
+        simulation.close()
