@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pymx.config.listeners import listeners
 from pymx.config.model import Config
 from pymx.net.listener import adopted_sockets, bind
 from pymx.net.privileges import drop_privileges, find_user
@@ -41,21 +42,6 @@ class Site:
     @property
     def runtime_dir(self) -> Path:
         return Path(self.config.runtime_dir or Path(self.config.control.socket).parent)
-
-
-def services(config: Config) -> dict[str, tuple[str, list[str]]]:
-    """Service name (as in systemd's FileDescriptorName) → (setting, addresses)."""
-    return {
-        "smtp": ("[smtp] listen", config.smtp.listen),
-        "submissions": ("[submission] listen_tls", config.submission.listen_tls),
-        "submission": ("[submission] listen_starttls", config.submission.listen_starttls),
-        "imaps": ("[imap] listen_tls", config.imap.listen_tls),
-        "imap": ("[imap] listen_starttls", config.imap.listen_starttls),
-        "lmtp": ("[lmtp] listen", config.lmtp.listen),
-        "status": ("[status] listen", config.status.listen),
-        "http": ("[web] listen", config.web.listen),
-        "https": ("[web] listen_tls", config.web.listen_tls),
-    }
 
 
 def prepare(path: Path, config: Config) -> Site:
@@ -88,22 +74,24 @@ def prepare(path: Path, config: Config) -> Site:
 
 def _sockets(config: Config, certificates: Certificates) -> Sockets:
     """The listening sockets by service: systemd's where it has handed some over, else bound here."""
-    wanted = services(config)
+    wanted = listeners(config)
+    services = [listener.service for listener in wanted]
     adopted = adopted_sockets(os.environ)
-    unknown = sorted(set(adopted) - set(wanted))
+    unknown = sorted(set(adopted) - set(services))
     if unknown:
         raise StartError(
             f"systemd handed over a socket named {', '.join(unknown)}: FileDescriptorName= must be one of "
-            + ", ".join(wanted)
+            + ", ".join(services)
         )
     sockets: dict[str, list[socket.socket]] = {}
-    for name, (setting, addresses) in wanted.items():
-        if name not in ("smtp", "lmtp", "status", "http") and addresses and not certificates.configured:
+    for listener in wanted:
+        name, specs = listener.service, listener.specs
+        if name not in ("smtp", "lmtp", "status", "http") and specs and not certificates.configured:
             raise StartError(
-                f"{setting} needs a certificate: set [tls] certificate and private_key, or [acme] enabled = true, "
-                "or run pymxctl cert install"
+                f"{listener.setting} needs a certificate: set [tls] certificate and private_key, or [acme] enabled = "
+                "true, or run pymxctl cert install"
             )
-        sockets[name] = adopted.get(name) or [bind(address, setting) for address in addresses]
+        sockets[name] = adopted.get(name) or [bind(spec, listener.setting) for spec in specs]
     return sockets
 
 

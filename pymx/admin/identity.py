@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pymx.admin.zone import Domain, Key, Port, Server
+from pymx.config.listeners import endpoints
 from pymx.config.model import Config
 from pymx.mail.sts_policy import policy_id, policy_text
 from pymx.mailauth.dkim import rotation
@@ -68,9 +69,8 @@ def sending_addresses(config: Config) -> tuple[str, ...]:
 
 def receiving_addresses(config: Config) -> tuple[str, ...]:
     """The addresses that port 25 listens on and others see."""
-    hosts = [spec.rpartition(":")[0].strip("[]") for spec in config.smtp.listen if not spec.startswith("unix:")]
     found: list[str] = []
-    for host in hosts:
+    for host, _port in endpoints(config.smtp.listen):
         if host in _WILDCARDS:
             found += [a for a in _system_addresses(6 if ":" in host else 4) if _is_seen(config, a)]
         elif _is_seen(config, host):
@@ -95,7 +95,7 @@ def _system_addresses(family: int) -> list[str]:
 
 def _ports(config: Config) -> tuple[Port, ...]:
     def first(specs: Sequence[str]) -> int:
-        return next((int(spec.rpartition(":")[2]) for spec in specs if not spec.startswith("unix:")), 0)
+        return next((port for _host, port in endpoints(specs)), 0)
 
     return (
         Port("submissions", first(config.submission.listen_tls)),

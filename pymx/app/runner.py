@@ -17,6 +17,7 @@ from pymx.app.pages import open_pages
 from pymx.app.prerender import Prerendering
 from pymx.app.reports import ReportsRunner
 from pymx.app.rooms import INVALIDATE, Rooms
+from pymx.config.listeners import endpoints
 from pymx.config.model import Config
 from pymx.ms.removed import purge
 from pymx.ms.sweep import sweep
@@ -156,9 +157,4 @@ class RunnerSide:
 
 def _own_addresses(config: Config) -> list[str]:
     """Where a remote would be ourselves: the addresses we listen on at the port that remotes are tried at."""
-    found = []
-    for spec in config.smtp.listen:
-        host, _, port = spec.rpartition(":")
-        if port == str(config.outbound.port):
-            found.append(host.strip("[]"))
-    return found
+    return [host for host, port in endpoints(config.smtp.listen) if port == config.outbound.port]

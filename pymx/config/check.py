@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
+from pymx.config.listeners import listeners
 from pymx.config.model import BUILT_IN_PROVIDERS, Config, Outbound
 from pymx.config.zones import ZoneError, parse_zone
 
@@ -192,18 +193,9 @@ def _acme(config: Config) -> Iterator[str]:
 
 def _listeners(config: Config) -> Iterator[str]:
     seen: dict[str, str] = {}
-    for key, specs in (
-        ("[smtp] listen", config.smtp.listen),
-        ("[submission] listen_tls", config.submission.listen_tls),
-        ("[submission] listen_starttls", config.submission.listen_starttls),
-        ("[imap] listen_tls", config.imap.listen_tls),
-        ("[imap] listen_starttls", config.imap.listen_starttls),
-        ("[lmtp] listen", config.lmtp.listen),
-        ("[status] listen", config.status.listen),
-        ("[web] listen", config.web.listen),
-        ("[web] listen_tls", config.web.listen_tls),
-    ):
-        for spec in specs:
+    for listener in listeners(config):
+        key = listener.setting
+        for spec in listener.specs:
             if not _is_listen_spec(spec):
                 yield _error(key, spec, 'expected "ADDRESS:PORT", "[IPV6]:PORT" or "unix:/PATH"')
             elif spec in seen and not spec.endswith(":0"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pymx.config.listeners import endpoints
 from pymx.config.model import Config
 
 
@@ -42,4 +43,4 @@ def _services(host: str, listen_tls: Sequence[str], listen_starttls: Sequence[st
 
 def _ports(specs: Sequence[str]) -> list[int]:
     """Each once: an address per IP version is the same service."""
-    return list(dict.fromkeys(int(spec.rpartition(":")[2]) for spec in specs if not spec.startswith("unix:")))
+    return list(dict.fromkeys(port for _host, port in endpoints(specs)))

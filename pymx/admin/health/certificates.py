@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from pymx.admin.health.finding import Finding, fail, ok, warn
 from pymx.admin.health.subject import Subject
+from pymx.config.listeners import endpoints
 
 _DAY_S = 86_400.0
 _SOON, _VERY_SOON = 0.2, 0.07  # of its whole life, but not more than these:
@@ -165,16 +166,13 @@ def _listeners(subject: Subject) -> Iterator[tuple[str, str, int]]:
         ("imap", config.imap.listen_starttls),
     ):
         seen: set[int] = set()
-        for spec in specs:
-            if spec.startswith("unix:"):
-                continue
-            host, _, port = spec.rpartition(":")
-            address = ipaddress.ip_address(host.strip("[]"))
+        for host, port in endpoints(specs):
+            address = ipaddress.ip_address(host)
             if address.is_unspecified:
                 address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
-            if int(port) not in seen:
-                seen.add(int(port))
-                yield way, str(address), int(port)
+            if port not in seen:
+                seen.add(port)
+                yield way, str(address), port
 
 
 def _live(subject: Subject, way: str, host: str, port: int) -> list[Finding]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pymx.admin.health.finding import Finding, fail, info, ok
 from pymx.admin.health.listening import Holder, at
 from pymx.admin.health.subject import Subject
-from pymx.config.model import Config
+from pymx.config.listeners import endpoints, listeners
 
 # program → what it is, and how it is put away
 _KNOWN = {
@@ -33,26 +33,10 @@ _KNOWN = {
 }
 
 
-def listeners(config: Config) -> Iterator[tuple[str, str, int]]:
-    """(setting, address, port) of every TCP listener."""
-    for setting, specs in (
-        ("[smtp] listen", config.smtp.listen),
-        ("[submission] listen_tls", config.submission.listen_tls),
-        ("[submission] listen_starttls", config.submission.listen_starttls),
-        ("[imap] listen_tls", config.imap.listen_tls),
-        ("[imap] listen_starttls", config.imap.listen_starttls),
-        ("[lmtp] listen", config.lmtp.listen),
-        ("[web] listen", config.web.listen),
-        ("[web] listen_tls", config.web.listen_tls),
-    ):
-        for spec in specs:
-            if not spec.startswith("unix:"):
-                host, _, port = spec.rpartition(":")
-                yield setting, host.strip("[]"), int(port)
-
-
 def check(subject: Subject) -> Iterator[Finding]:
-    for setting, host, port in listeners(subject.config):
+    # mail does not depend on [status]
+    found = (listener for listener in listeners(subject.config) if listener.service != "status")
+    for setting, host, port in ((x.setting, *endpoint) for x in found for endpoint in endpoints(x.specs)):
         name = f"port:{host}:{port}"
         where = f"port {port} at {host}"
         holders = at(subject.listening, host, port)
