@@ -33,10 +33,9 @@ lint: install-dev
 	$(VENV)/mypy
 
 # -rs: what this machine can't run is listed with its reason. Exit status 5, no test ran, is a failure too.
-# A process for each CPU; the tests of a file stay together, they share servers. Most talk to real servers, and a machine
-# that others use too may keep one waiting too long: a test that fails is run once more, and listed (-rR).
+# A process for each CPU; the tests of a file stay together, they share servers.
 pytest: install-dev
-	$(VENV)/pytest -rsR -n auto --dist loadfile --reruns 1 $(TESTS)
+	$(VENV)/pytest -rs -n auto --dist loadfile $(TESTS)
 
 docs: install
 	$(VENV)/python -m pymx.config.document settings > docs/settings.md
