@@ -32,9 +32,12 @@ async def more(settings: Dns, domains: Sequence[str]) -> list[Finding]:
 def _of_domain(settings: Dns, domain: str) -> Iterator[Finding]:
     from checkdmarc.dmarc import check_dmarc
     from checkdmarc.spf import check_spf
+    from checkdmarc.utils import DNS_CACHE
 
     from pymx.resolver.blocking import blocking_resolver
 
+    # it keeps answers for half an hour whatever their TTL: a second look would see what the first one saw
+    DNS_CACHE.clear()
     resolver, timeout_s = blocking_resolver(settings), float(settings.timeout_s)
     yield from _spf(domain, check_spf(domain, resolver=resolver, timeout=timeout_s))
     yield from _dmarc(domain, check_dmarc(domain, resolver=resolver, timeout=timeout_s))
