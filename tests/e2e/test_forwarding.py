@@ -369,6 +369,8 @@ def test_a_key_is_replaced_while_the_server_runs(pair: Pair) -> None:
 
 
 def test_the_secrets_are_nobody_elses(pair: Pair) -> None:
+    pair.send("further@a.test", "f-secret")  # makes them
+    pair.at_c("f-secret")
     data = Path(pair.a.directory) / "data"
     for name in ("srs.secret", "forwarding.sqlite"):
         assert (data / name).stat().st_mode & 0o777 == 0o600
