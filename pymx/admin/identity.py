@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,10 +17,9 @@ from pymx.config.model import Config
 from pymx.mail.sts_policy import policy_id, policy_text
 from pymx.mailauth.dkim import rotation
 from pymx.mailauth.dkim.rotation import KeyState
+from pymx.net.source import system_addresses
 from pymx.net.tls import certificate_files
 
-# Addresses of a root name server: nothing is sent to them, the system only says by which address of ours it would be.
-_SOMEWHERE = {4: "198.41.0.4", 6: "2001:503:ba3e::2:30"}
 _WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104  # compared with, not bound
 
 
@@ -61,7 +59,7 @@ def sending_addresses(config: Config) -> tuple[str, ...]:
         address
         for family in (4, 6)
         for address in (
-            [a for a in configured if ipaddress.ip_address(a).version == family] or _system_addresses(family)
+            [a for a in configured if ipaddress.ip_address(a).version == family] or system_addresses(family)
         )
     ]
     return tuple(a for a in found if _is_seen(config, a))
@@ -72,7 +70,7 @@ def receiving_addresses(config: Config) -> tuple[str, ...]:
     found: list[str] = []
     for host, _port in endpoints(config.smtp.listen):
         if host in _WILDCARDS:
-            found += [a for a in _system_addresses(6 if ":" in host else 4) if _is_seen(config, a)]
+            found += [a for a in system_addresses(6 if ":" in host else 4) if _is_seen(config, a)]
         elif _is_seen(config, host):
             found.append(host)
     return tuple(dict.fromkeys(sorted(found, key=lambda a: ":" in a)))
@@ -80,17 +78,6 @@ def receiving_addresses(config: Config) -> tuple[str, ...]:
 
 def _is_seen(config: Config, address: str) -> bool:
     return config.outbound.allow_private or ipaddress.ip_address(address).is_global
-
-
-def _system_addresses(family: int) -> list[str]:
-    """The address that the system would send from; nothing when it has no way out."""
-    kind = socket.AF_INET6 if family == 6 else socket.AF_INET
-    try:
-        with socket.socket(kind, socket.SOCK_DGRAM) as s:
-            s.connect((_SOMEWHERE[family], 53))
-            return [str(s.getsockname()[0])]
-    except OSError:
-        return []
 
 
 def _ports(config: Config) -> tuple[Port, ...]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import socket
 import zlib
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pymx import log
 from pymx.config.model import Outbound
 from pymx.mta.mx import Host
+from pymx.net.source import system_addresses
 from pymx.resolver.answer import NoRecords, NoSuchDomain, TemporaryDnsError
 from pymx.resolver.public import is_public
 from pymx.resolver.resolver import Resolver
@@ -30,8 +30,6 @@ from pymx.resolver.resolver import Resolver
 _DAY_S = 86_400.0
 _AGAIN_S = 300.0  # DNS did not answer
 _REMEMBERED = 10_000
-# Addresses of a root name server: nothing is sent to them, the system only says by which address of ours it would be.
-_SOMEWHERE = {4: "198.41.0.4", 6: "2001:503:ba3e::2:30"}
 
 _log = log.get("mta")
 
@@ -78,7 +76,7 @@ class Sources:
         """Look up the names of all addresses that we may send from."""
         found: dict[str, Source] = {}
         for family in (6, 4):
-            for address in self._configured[family] or _system_address(family):
+            for address in self._configured[family] or system_addresses(family):
                 source = await self._look_up(address)
                 before = self._found.get(address)
                 if source.verdict == "unknown" and before is not None:
@@ -171,14 +169,3 @@ async def _by_name(hosts: AsyncGenerator[Host, None]) -> AsyncGenerator[list[Hos
             group.append(host)
         if group:
             yield group
-
-
-def _system_address(family: int) -> list[str]:
-    """The address that the system would send from; nothing when it has no way out."""
-    kind = socket.AF_INET6 if family == 6 else socket.AF_INET
-    try:
-        with socket.socket(kind, socket.SOCK_DGRAM) as s:
-            s.connect((_SOMEWHERE[family], 53))
-            return [str(s.getsockname()[0])]
-    except OSError:
-        return []
