@@ -13,6 +13,7 @@ from http import HTTPStatus
 
 import aiohttp
 
+from pymx.junk.http import open_session
 from pymx.junk.learn import Kind, LessonRefused, TeacherUnavailable
 
 _MAX_ANSWER_OCTETS = 65536
@@ -56,13 +57,7 @@ class RspamdTeacher:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=1, force_close=True),
-                timeout=self._timeout,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-                auto_decompress=False,
-            )
+            self._session = open_session(connections=1, timeout=self._timeout)
         return self._session
 
 

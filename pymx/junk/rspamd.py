@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from pymx.junk.http import open_session
 from pymx.mail.address import Address
 from pymx.mail.envelope import Origin, Recipient
 from pymx.mail.spam import SpamScore
@@ -103,14 +104,7 @@ class Rspamd:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                # a connection that rspamd is just closing would fail the next message; a new one costs little here
-                connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, force_close=True),
-                timeout=self._timeout,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-                auto_decompress=False,
-            )
+            self._session = open_session(connections=_MAX_CONNECTIONS, timeout=self._timeout)
         return self._session
 
     def _fields(
