@@ -18,6 +18,7 @@ import msgspec
 
 from pymx import log
 from pymx.app.rooms import Rooms
+from pymx.app.tasks import run_until_closed
 from pymx.app.upkeep import Report, Task
 from pymx.config.model import Mail
 from pymx.ms.errors import InvalidName
@@ -37,9 +38,7 @@ def ask_for_builds(rooms: Rooms) -> None:
     """In a process with sessions: let searches tell the runner, in this process or another."""
 
     def wants(email: str) -> None:
-        notice = f"{WANTED} {email}"
-        rooms.notices.heard(notice)
-        rooms.peers.broadcast(notice)
+        rooms.notices.tell(f"{WANTED} {email}")
 
     rooms.store.wants_fulltext = wants
 
@@ -59,8 +58,7 @@ class FullTexts:
         if not self._mail.fulltext:
             return
         self._rooms.notices.on(WANTED, self._wanted)
-        task = asyncio.get_running_loop().create_task(self._run())
-        stack.push_async_callback(_end, task)
+        run_until_closed(stack, self._run())
 
     def _wanted(self, email: str) -> None:
         if time.monotonic() - self._built.get(email, -_AGAIN_S) >= _AGAIN_S:
@@ -157,8 +155,3 @@ def _names(directory: bytes) -> list[bytes]:
         return [name for name in os.listdir(directory) if not name.startswith(b".")]
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

@@ -11,6 +11,7 @@ import msgspec
 from pymx import log
 from pymx.app.fulltext import in_child
 from pymx.app.rooms import Rooms
+from pymx.app.tasks import run_until_closed
 from pymx.app.upkeep import Report, Task
 
 WANTED = "render"  # the notice: an account's address and a mailbox's GUID follow
@@ -23,9 +24,7 @@ def ask_for_rendering(rooms: Rooms) -> None:
     """In a process with sessions: let mailboxes tell the runner, in this process or another."""
 
     def wants(email: str, guid: str) -> None:
-        notice = f"{WANTED} {email} {guid}"
-        rooms.notices.heard(notice)
-        rooms.peers.broadcast(notice)
+        rooms.notices.tell(f"{WANTED} {email} {guid}")
 
     rooms.store.wants_rendering = wants
 
@@ -41,7 +40,7 @@ class Prerendering:
 
     def start(self, stack: contextlib.AsyncExitStack) -> None:
         self._rooms.notices.on(WANTED, self._wanted)
-        stack.push_async_callback(_end, asyncio.get_running_loop().create_task(self._run()))
+        run_until_closed(stack, self._run())
 
     def _wanted(self, argument: str) -> None:
         email, _, guid = argument.rpartition(" ")
@@ -76,8 +75,3 @@ class Prerendering:
                 count=report.messages,
                 duration_ms=round((time.monotonic() - started) * 1000),
             )
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

@@ -101,6 +101,7 @@ class Process:
         notices.on(INVALIDATE, lambda _argument: directory.invalidate())
         peers = Peers(site.runtime_dir, notices.heard)
         peers.start()
+        notices.broadcast = peers.broadcast
         stack.callback(peers.close)
         own_filter = build_filter(config, functools.partial(mail_home, config.mail.root))
         if own_filter is not None:
@@ -132,18 +133,13 @@ class Process:
         stack.callback(forwarder.close)
         dispatch.forwarder = forwarder
         if config.forwarding.in_session_s:
-
-            def tell(notice: str) -> None:
-                notices.heard(notice)
-                peers.broadcast(notice)
-
-            forwarder.in_session = InSession(config.forwarding.in_session_s, tell)
+            forwarder.in_session = InSession(config.forwarding.in_session_s, notices.tell)
             notices.on(NOTICE, forwarder.in_session.heard)
         bounce = Bounce(submit, hostname=config.hostname)
         bounce.original = forwarder.original
         dispatch.delivered = bounce.delivered
         return Rooms(
-            site=site, directory=directory, peers=peers, store=store, queue=queue, mda=mda, dispatch=dispatch,
+            site=site, directory=directory, store=store, queue=queue, mda=mda, dispatch=dispatch,
             bounce=bounce, forwarder=forwarder, resolver=Resolver(config.dns), notices=notices,
             own_filter=own_filter,
         )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from pymx import log
 from pymx.accounts.account import DirectoryUnavailable
 from pymx.app.rooms import Rooms
+from pymx.app.tasks import run_until_closed
 from pymx.checks.check import Facts
 from pymx.checks.verdict import Level
 from pymx.config.model import Reports
@@ -142,12 +142,7 @@ class ReportsRunner:
         return False
 
     def _run(self, work: Coroutine[object, object, None]) -> None:
-        self._stack.push_async_callback(_end, asyncio.get_running_loop().create_task(work))
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+        run_until_closed(self._stack, work)
 
 
 def _store(stack: contextlib.AsyncExitStack, rooms: Rooms) -> Store:

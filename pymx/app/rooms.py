@@ -13,7 +13,6 @@ from pymx.ms.store import Store
 from pymx.mta.bounce import Bounce
 from pymx.mta.dispatch import Dispatch
 from pymx.mta.forward import Forwarder
-from pymx.net.peers import Peers
 from pymx.queue.queue import Queue
 from pymx.resolver.resolver import Resolver
 from pymx.startup import Site
@@ -26,6 +25,7 @@ class Notices:
 
     def __init__(self) -> None:
         self._listeners: dict[str, list[Callable[[str], None]]] = {}
+        self.broadcast: Callable[[str], None] | None = None  # to the other processes
 
     def on(self, word: str, listener: Callable[[str], None]) -> None:
         """Call `listener` in the loop with what follows `word` and a space ("" when nothing does)."""
@@ -37,6 +37,12 @@ class Notices:
         for listener in self._listeners.get(word, ()):
             listener(argument)
 
+    def tell(self, notice: str) -> None:
+        """Let all processes hear it, this one too."""
+        self.heard(notice)
+        if self.broadcast is not None:
+            self.broadcast(notice)
+
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
@@ -44,7 +50,6 @@ class Rooms:
 
     site: Site
     directory: Directory
-    peers: Peers
     store: Store
     queue: Queue
     mda: Mda

@@ -95,8 +95,7 @@ class RunnerSide:
         rooms = self._rooms
 
         async def invalidate(_arguments: dict[str, object]) -> object:
-            rooms.notices.heard(INVALIDATE)
-            rooms.peers.broadcast(INVALIDATE)
+            rooms.notices.tell(INVALIDATE)
             return None
 
         async def queue_changed(_arguments: dict[str, object]) -> object:
