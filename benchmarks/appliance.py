@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from pymx.admin import ctl
-from pymx.demo import make_certificate
+from pymx.net.certificate import write_self_signed
 
 CONFIG = """\
 hostname = "mx.alpha.test"
@@ -91,7 +91,7 @@ def main() -> int:
     for directory in (top, top / "data", top / "vmail"):
         directory.mkdir(parents=True, exist_ok=True)
     if not (top / "tls").exists():
-        make_certificate(top / "tls", ("mx.alpha.test", "localhost"), "127.0.0.1")
+        write_self_signed(top / "tls", ("mx.alpha.test", "localhost"), address="127.0.0.1")
     config.write_text(
         CONFIG.format(
             top=top,

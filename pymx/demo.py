@@ -27,7 +27,7 @@ from pathlib import Path
 from types import FrameType
 
 from pymx.admin import ctl
-from pymx.net.certificate import self_signed
+from pymx.net.certificate import write_self_signed
 
 ARRIVAL_S = 30
 DOMAIN = "example.test"
@@ -68,16 +68,6 @@ class DemoError(Exception):
     """The appliance could not be made or did not do its work; the text is for the person at the terminal."""
 
 
-def make_certificate(directory: Path, names: tuple[str, ...], address: str) -> None:
-    """A self-signed P-256 certificate (cert.pem, key.pem) valid for one year."""
-    key, certificate = self_signed(names, address=address)
-    directory.mkdir(parents=True, exist_ok=True)
-    fd = os.open(directory / "key.pem", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "wb") as out:
-        out.write(key)
-    (directory / "cert.pem").write_bytes(certificate)
-
-
 def _pymxctl(config: Path, *arguments: str, stdin: str = "") -> None:
     """One pymxctl command in this process; its output is shown only when it fails."""
     output, old_stdin = io.StringIO(), sys.stdin
@@ -102,7 +92,7 @@ def set_up(var: Path, workers: int) -> tuple[Path, dict[str, str]]:
     run_directory.mkdir(mode=0o700, exist_ok=True)
     config.write_text(CONFIG.format(var=var, run=run_directory, workers=workers))
     if not (var / "tls" / "cert.pem").exists():
-        make_certificate(var / "tls", ("mx.example.test", "localhost"), "127.0.0.1")
+        write_self_signed(var / "tls", ("mx.example.test", "localhost"), address="127.0.0.1")
     known = var / "users.txt"
     if not known.exists():
         (var / "pymx.sqlite").unlink(missing_ok=True)

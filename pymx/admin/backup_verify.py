@@ -32,12 +32,13 @@ from pymx.admin.backup_stage import staged
 from pymx.admin.context import CtlError
 from pymx.admin.imap_client import Client
 from pymx.admin.mailbox import owner_of
-from pymx.admin.restoring import How, lay_out_accounts, lay_out_mail, lay_out_queue
-from pymx.config.model import Config, Database, Route
+from pymx.admin.restoring import How, detached, lay_out_accounts, lay_out_mail, lay_out_queue
+from pymx.config.model import Config, Route
 from pymx.config.write import to_toml
 from pymx.ms import uidlist
 from pymx.ms.dovecotplace import Place
 from pymx.ms.layout import INBOX, Layout
+from pymx.net.certificate import write_self_signed
 from pymx.queue.files import DamagedFile, Files
 
 _READY_S = 120
@@ -107,24 +108,13 @@ def _databases(tree: Path, manifest: Manifest) -> Iterator[str]:
 
 def _configuration(scratch: Path, run: Path, old: Config) -> tuple[Config, int]:
     port = _free_port()
-    certificate, key = _certificate(run)
-    config = Config(
+    certificate, key = write_self_signed(run, ("localhost",), days=2)
+    config = detached(old, scratch, socket=run / "control.sock")
+    config = msgspec.structs.replace(
+        config,
         hostname=old.hostname or "localhost.localdomain",
-        data_dir=str(scratch / "data"),
-        user="none",
-        workers=1,
-        database=Database(url=f"sqlite:///{scratch}/accounts.sqlite"),
-        mail=msgspec.structs.replace(
-            old.mail,
-            root=str(scratch / "mail"),
-            index_dir="",
-            control_dir=f"{scratch}/control/%d/%n" if old.mail.control_dir else "",
-        ),
         tls=msgspec.structs.replace(old.tls, certificate=str(certificate), private_key=str(key)),
-        smtp=msgspec.structs.replace(old.smtp, listen=[]),
-        submission=msgspec.structs.replace(old.submission, listen_tls=[], listen_starttls=[]),
-        imap=msgspec.structs.replace(old.imap, listen_tls=[f"127.0.0.1:{port}"], listen_starttls=[]),
-        control=msgspec.structs.replace(old.control, socket=str(run / "control.sock")),
+        imap=msgspec.structs.replace(config.imap, listen_tls=[f"127.0.0.1:{port}"]),
         dns=msgspec.structs.replace(old.dns, nameservers=["127.0.0.1:9"]),
         limits=msgspec.structs.replace(old.limits, trusted=["127.0.0.0/8"], connections_per_minute=0),
         outbound=msgspec.structs.replace(old.outbound, route=[Route(domain="*", host="127.0.0.1", port=9)]),
@@ -138,37 +128,6 @@ def _free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
-
-
-def _certificate(directory: Path) -> tuple[Path, Path]:
-    """Self-signed, for the hour."""
-    import datetime
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=2))
-        .sign(key, hashes.SHA256())
-    )
-    paths = directory / "cert.pem", directory / "key.pem"
-    paths[0].write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    paths[1].touch(mode=0o600)
-    paths[1].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return paths
 
 
 @contextmanager

@@ -27,9 +27,9 @@ from pymx.admin.backup_lists import MANIFEST, Manifest, compare
 from pymx.admin.context import Context, CtlError, Exit
 from pymx.admin.control_client import ControlError, NotRunning
 from pymx.admin.mailbox import printable
-from pymx.admin.restoring import How, lay_out_accounts, lay_out_data, lay_out_mail, lay_out_queue
+from pymx.admin.restoring import How, detached, lay_out_accounts, lay_out_data, lay_out_mail, lay_out_queue
 from pymx.config.load import ConfigError, load
-from pymx.config.model import Config, Database
+from pymx.config.model import Config
 from pymx.config.write import to_toml
 
 _MARK = ".restoring"
@@ -153,23 +153,7 @@ def _relocated(tree: Path, to: Path) -> Place:
     except ConfigError as e:
         raise CtlError(f"the backup's configuration can't be used: {e}") from None
     to = Path(os.path.abspath(to))
-    config = Config(
-        hostname=old.hostname,
-        data_dir=str(to / "data"),
-        user="none",
-        workers=1,
-        database=Database(url=f"sqlite:///{to}/accounts.sqlite"),
-        mail=msgspec.structs.replace(
-            old.mail,
-            root=str(to / "mail"),
-            index_dir="",
-            control_dir=f"{to}/control/%d/%n" if old.mail.control_dir else "",
-        ),
-        smtp=msgspec.structs.replace(old.smtp, listen=[]),
-        submission=msgspec.structs.replace(old.submission, listen_tls=[], listen_starttls=[]),
-        imap=msgspec.structs.replace(old.imap, listen_tls=[], listen_starttls=[]),
-        control=msgspec.structs.replace(old.control, socket=str(to / "run" / "control.sock")),
-    )
+    config = detached(old, to, socket=to / "run" / "control.sock")
     return Place(config, to / "pymx.toml", to_toml(config), convert=True)
 
 

@@ -12,13 +12,15 @@ import os
 import shutil
 from pathlib import Path
 
+import msgspec
+
 from pymx.accounts.database import configured_url, is_sqlite, sqlite_path
 from pymx.accounts.dump import load_mariadb, load_sqlite
 from pymx.admin.backup_lists import Manifest
 from pymx.admin.backup_stage import staged
 from pymx.admin.context import CtlError
 from pymx.admin.mailbox import owner_of
-from pymx.config.model import Config
+from pymx.config.model import Config, Database
 from pymx.ms.dovecotplace import Place, control_root
 from pymx.ms.errors import StoreError
 from pymx.ms.folders import set_special_use
@@ -36,6 +38,27 @@ class How(enum.Enum):
     COPY = "copy"
     LINK = "link"
     MOVE = "move"
+
+
+def detached(old: Config, root: Path, *, socket: Path) -> Config:
+    """The configuration of a server whose everything is under `root`; it listens nowhere and has SQLite."""
+    return Config(
+        hostname=old.hostname,
+        data_dir=str(root / "data"),
+        user="none",
+        workers=1,
+        database=Database(url=f"sqlite:///{root}/accounts.sqlite"),
+        mail=msgspec.structs.replace(
+            old.mail,
+            root=str(root / "mail"),
+            index_dir="",
+            control_dir=f"{root}/control/%d/%n" if old.mail.control_dir else "",
+        ),
+        smtp=msgspec.structs.replace(old.smtp, listen=[]),
+        submission=msgspec.structs.replace(old.submission, listen_tls=[], listen_starttls=[]),
+        imap=msgspec.structs.replace(old.imap, listen_tls=[], listen_starttls=[]),
+        control=msgspec.structs.replace(old.control, socket=str(socket)),
+    )
 
 
 def lay_out_mail(tree: Path, manifest: Manifest, config: Config, how: How, *, leaping: bool) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,20 @@ def _kind(key: object) -> str:
     if isinstance(key, ec.EllipticCurvePublicKey):
         return f"EC {key.curve.key_size}"
     return "Ed25519" if isinstance(key, ed25519.Ed25519PublicKey) else type(key).__name__
+
+
+def write_self_signed(
+    directory: Path, names: Sequence[str], *, address: str = "", days: int = 365
+) -> tuple[Path, Path]:
+    """`self_signed` as cert.pem and key.pem (0600) in `directory`, which is made. Returns (certificate, key)."""
+    key, certificate = self_signed(names, address=address, days=days)
+    paths = directory / "cert.pem", directory / "key.pem"
+    directory.mkdir(parents=True, exist_ok=True)
+    fd = os.open(paths[1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "wb") as out:
+        out.write(key)
+    paths[0].write_bytes(certificate)
+    return paths
 
 
 def self_signed(names: Sequence[str], *, address: str = "", days: int = 365) -> tuple[bytes, bytes]:

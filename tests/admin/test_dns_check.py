@@ -10,8 +10,8 @@ import pytest
 from support.dns_server import DnsServer, Failure
 
 from pymx.admin import ctl
-from pymx.demo import make_certificate
 from pymx.mailauth.dkim import keys
+from pymx.net.certificate import write_self_signed
 
 HOST, DOMAIN = "mx.example.test", "example.test"
 KEY = f"s1._domainkey.{DOMAIN}"
@@ -24,7 +24,7 @@ class Rig:
         self.dns = dns
         self.config = directory / "pymx.toml"
         self.data = directory / "data"
-        make_certificate(directory / "tls", (HOST,), "127.0.0.2")
+        write_self_signed(directory / "tls", (HOST,), address="127.0.0.2")
         self.config.write_text(
             f'hostname = "{HOST}"\ndata_dir = "{self.data}"\nuser = "none"\n'
             f'[database]\nurl = "sqlite:///{directory}/pymx.sqlite"\n[mail]\nroot = "{directory}/mail"\n'
@@ -109,6 +109,15 @@ def test_published_as_told_everything_is_good(rig: Rig, capsys: pytest.CaptureFi
     assert (status, out.splitlines()[-1][:7]) == (0, "DNS: al"), out
     assert "FAIL" not in out
     assert "warn" not in out
+
+
+def test_a_second_look_sees_what_was_mended(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    """The nightly look is taken twice in one process; checkdmarc would keep the first one's answers."""
+    replace(f"_dmarc.{DOMAIN}", "TXT", '"v=DMARC1; p=all"')(rig)
+    assert "Tag p must have" in run(rig, capsys, "check", DOMAIN)[1]
+    replace(f"_dmarc.{DOMAIN}", "TXT")(rig)
+    publish(rig, capsys)
+    assert "Tag p must have" not in run(rig, capsys, "check", DOMAIN)[1]
 
 
 BROKEN = [

@@ -20,7 +20,7 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
-from pymx.demo import make_certificate
+from pymx.net.certificate import write_self_signed
 from support.dns_server import DnsServer
 from support.mariadb import MariaDb
 from support.ports import free_port
@@ -53,7 +53,7 @@ class Appliance:
         self.directory = Path(tempfile.mkdtemp(prefix="pymx-"))
         for name in ("smtp", "submissions", "submission", "imaps", "imap", "lmtp"):
             self.ports.setdefault(name, free_port())
-        make_certificate(self.directory / "tls", (self.hostname, "localhost"), "127.0.0.1")
+        write_self_signed(self.directory / "tls", (self.hostname, "localhost"), address="127.0.0.1")
         (self.directory / "data").mkdir()
         (self.directory / "vmail").mkdir()
         self.database_url = self.database_url or f"sqlite:///{self.directory}/pymx.sqlite"

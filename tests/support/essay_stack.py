@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pymx.demo import make_certificate
+from pymx.net.certificate import write_self_signed
 from support.mariadb import Database
 from support.ports import answers, free_port
 from support.programs import require, tail
@@ -97,7 +97,7 @@ class EssayStack:
         shutil.chown(self.top / "postfix-data", "postfix")
         shutil.chown(self.top / "spool" / "private", "postfix")
         os.chown(self.top / "vmail", 65534, pwd.getpwuid(65534).pw_gid)
-        make_certificate(self.top / "tls", ("mx.example.test", "localhost"), "127.0.0.1")
+        write_self_signed(self.top / "tls", ("mx.example.test", "localhost"), address="127.0.0.1")
         # 465 and 587 of this machine are not ours: while Postfix runs it has others
         self._master = self.top / "postfix" / "master.cf"
         self._saved_master = self._live_master = self._master.read_text()
