@@ -70,8 +70,8 @@ class DotLock:
             return
 
     def _make(self) -> None:
-        fd = self._disk.create(self._path)
-        with _held_mutex:
+        with _held_mutex:  # a lock file of ours that nobody here holds is never seen by another thread
+            fd = self._disk.create(self._path)
             _held[self._path] = self
         try:
             self._disk.write(fd, _mark())
@@ -107,8 +107,8 @@ class DotLock:
             return True
         age = time.time() - lock.st_mtime
         pid, _, host = owner.partition(b":")
-        if owner == _mark() and self._path not in _held:
-            return self._remove(lock)
+        if owner == _mark() and self._break_own():
+            return True
         if lock.st_mtime < _started() and host in (b"", _HOST):
             return self._remove(lock)
         if not owner and age > _EMPTY_S:
@@ -124,9 +124,24 @@ class DotLock:
                 return self._remove(lock)
         return False
 
+    def _break_own(self) -> bool:
+        """Remove a lock with our number unless one of our threads holds it, maybe a later one than was seen."""
+        with _held_mutex:
+            if self._path in _held:
+                return False
+            try:
+                with open(self._path, "rb") as file:
+                    if file.read(512) == _mark():
+                        self._disk.unlink(self._path)
+            except FileNotFoundError:
+                pass
+        return True
+
     def _remove(self, seen: os.stat_result) -> bool:
+        """Remove what was seen; a new lock may have its inode, but not its time."""
         try:
-            if os.stat(self._path).st_ino == seen.st_ino:
+            now = os.stat(self._path)
+            if (now.st_ino, now.st_mtime_ns) == (seen.st_ino, seen.st_mtime_ns):
                 self._disk.unlink(self._path)
         except FileNotFoundError:
             pass
