@@ -21,6 +21,7 @@ from pathlib import Path
 from pymx.admin.backup_lists import MANIFEST, Entry, Manifest, write_lists
 from pymx.admin.backup_retention import when
 from pymx.admin.context import CtlError
+from pymx.ms.disk import Disk
 
 _UNFINISHED = ".unfinished-"
 _DOOMED = ".removed-"
@@ -66,7 +67,7 @@ class DirectoryTarget:
             _copy(stage, unfinished, manifest, previous)
             os.sync()  # one for all files, before the name that says that they are there
             os.rename(unfinished, self.path / name)
-            _sync(self.path)
+            Disk().sync_directory(os.fsencode(self.path))
 
     @contextmanager
     def open(self, name: str) -> Iterator[Path]:
@@ -133,11 +134,3 @@ def _copied(source: Path, target: Path) -> str:
             out.write(piece)
     shutil.copystat(source, target)
     return digest.hexdigest()
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

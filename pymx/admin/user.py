@@ -19,6 +19,7 @@ from pymx.admin import quota
 from pymx.admin.accounts import read_password, registry
 from pymx.admin.context import Context, CtlError, Exit
 from pymx.mail.address import Address, AddressError, parse_address
+from pymx.ms.disk import Disk
 from pymx.ms.dovecotplace import control_root
 from pymx.ms.errors import InvalidName
 from pymx.ms.owner import Owner
@@ -142,7 +143,7 @@ def _put_aside(context: Context, email: str) -> Path | None:
         target = _free(directory, f"{source.name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
         source.rename(target)
         for changed in (source.parent, directory):
-            _sync(changed)
+            Disk().sync_directory(os.fsencode(changed))
     except OSError as e:
         raise CtlError(
             f"the mail of {email} could not be moved from {source} to {directory}: {e.strerror}; move it by hand"
@@ -164,11 +165,3 @@ def _free(directory: Path, name: str) -> Path:
     while target.exists():
         target, number = directory / f"{name}-{number}", number + 1
     return target
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
