@@ -10,7 +10,7 @@ from pymx.imapd.client import Client, Disconnected, MailboxGone
 from pymx.imapd.commands import TABLE, Changes, Command
 from pymx.imapd.telling import tell
 from pymx.imapd.trouble import no_text, refusal
-from pymx.ms.errors import StoreError
+from pymx.ms.errors import Stopped, StoreError
 from pymx.proto.imap.errors import Bad, No
 from pymx.proto.imap.receiver import Request
 from pymx.proto.imap.response import text_line
@@ -40,7 +40,8 @@ async def perform(client: Client, request: Request) -> None:
         if client.owner is None:
             client.errors += 1
     except StoreError as error:
-        _log_failure(client, request, error, reason=error.reason)
+        if not isinstance(error, Stopped):
+            _log_failure(client, request, error, reason=error.reason)
         client.write(b"%b %b\r\n" % (tag, no_text(refusal(error))))
     except (Disconnected, MailboxGone):
         raise

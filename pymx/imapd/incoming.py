@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pymx.imapd.compression import Compression
+from pymx.imapd.compression import PIECE, BrokenStream, Compression
 from pymx.proto.imap.receiver import Event, Receiver
 
 
@@ -39,6 +39,16 @@ class Incoming:
         while line is None and self._unpack():
             line = self.receiver.next_line()
         return line
+
+    def logout_waits(self) -> bool:
+        """Whether LOGOUT is among the commands that came and were not asked for yet."""
+        try:
+            while not (found := self.receiver.logout_waits()):
+                if self.receiver.buffered_octets >= PIECE or not self._unpack():
+                    break
+        except BrokenStream:  # raised again when its turn comes
+            return False
+        return found
 
     def _unpack(self) -> bool:
         """Give the receiver more of what came compressed; whether there was any."""

@@ -2,7 +2,9 @@
 
 A session at rest has no task: `data_received` asks the receiver, and only a whole command starts one, which goes on
 while there are more and then ends. IDLE rests in the same way; a hint from the store or DONE starts the next task. A
-client that goes away stops searches and sorts; other work is finished, and the task ends at the next thing to send.
+client that goes away stops searches and sorts; other work is finished, and the task ends at the next thing to send. A
+LOGOUT that comes while a search, sort or thread runs stops it too; one that was sent together with it does not, since
+who sends both at once may wait for the answer.
 
 Time is looked at by `sweep`, once a second: login timeout, autologout (RFC 3501 s. 5.4), "still here" in IDLE, commands
 that take long (RFC 9585), and a client that does not read. What goes wrong inside is logged once with its traceback and
@@ -35,6 +37,9 @@ _GOODBYES = {"shutdown": "Server is shutting down.", "account changed": "Your ac
 STILL_HERE_S = 120.0
 KEEP_MESSAGE_S = 10.0
 IN_PROGRESS_S = 10.0
+_STOPPABLE = frozenset(
+    {b"SEARCH", b"UID SEARCH", b"SORT", b"UID SORT", b"THREAD", b"UID THREAD"}
+)  # they only look, so LOGOUT need not wait for them
 _STREAMED = frozenset({b"FETCH", b"UID FETCH"})  # stop within a literal, where no line may come between
 
 
@@ -62,6 +67,7 @@ class Session(asyncio.Protocol):
         "_server",
         "_slow_since",
         "_started",
+        "_stoppable",
         "_task",
         "_transport",
         "_watched",
@@ -88,6 +94,7 @@ class Session(asyncio.Protocol):
         self._ended = ""
         self._counted = False
         self._commands = 0
+        self._stoppable = False  # the command that runs only looks for something
         self._watched: Mailbox | None = None
         self._slow_since = 0.0  # when the command began or the client last heard of it; 0: never to be told
         self._started = self._last_input = self._last_output = self._loop.time()
@@ -128,6 +135,8 @@ class Session(asyncio.Protocol):
             return
         if self._line is not None and not self._line.done():
             self._line.set_result(None)
+        if self._stoppable and self._client.mailbox is not None and self._incoming.logout_waits():
+            self._client.mailbox.stop()
         imap = self._server.imap
         limit = imap.max_login_octets if self._client.owner is None else imap.max_waiting_octets
         if self._incoming.waiting_octets > limit and not self._reading_paused and self._transport is not None:
@@ -447,11 +456,13 @@ class Session(asyncio.Protocol):
     async def _command(self, request: Request) -> None:
         client = self._client
         self._slow_since = 0.0 if request.name in _STREAMED else self._loop.time()
+        self._stoppable = request.name in _STOPPABLE
         self._server.running_commands += 1
         try:
             await perform(client, request)
         finally:
             self._slow_since = 0.0
+            self._stoppable = False
             self._server.running_commands -= 1
         self._watch()
         receiver = self._incoming.receiver

@@ -9,6 +9,7 @@ from pymx.ms.errors import (
     NoSuchMailbox,
     OverQuota,
     ReadOnly,
+    Stopped,
     StorageFull,
     StoreError,
     Unavailable,
@@ -24,6 +25,7 @@ _CODES: dict[type[StoreError], str] = {
     StorageFull: "OVERQUOTA",
     ReadOnly: "NOPERM",
     LimitReached: "LIMIT",
+    Stopped: "",  # by the client itself: no code speaks of that
     Unavailable: "UNAVAILABLE",
 }
 

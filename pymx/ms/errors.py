@@ -8,6 +8,7 @@
       StorageFull      ENOSPC or EDQUOT; temporary, nothing half-written is visible
       ReadOnly         a change through a mailbox opened with EXAMINE
       LimitReached     a limit of the format (keywords, name length)
+      Stopped          a search or sort that nobody waits for any more
       Unavailable      anything else the disk or the index said; temporary, reason in the log
 
 `args[0]` is what the peer may hear; `reason` is for the log only.
@@ -56,6 +57,10 @@ class ReadOnly(StoreError):
 
 class LimitReached(StoreError):
     """A limit of the format."""
+
+
+class Stopped(StoreError):
+    """A search or sort was stopped before it was done."""
 
 
 class Unavailable(StoreError):

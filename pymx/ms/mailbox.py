@@ -34,7 +34,7 @@ from pymx.ms import (
 from pymx.ms.account import Account
 from pymx.ms.box import Box
 from pymx.ms.change import Change
-from pymx.ms.errors import NoSuchMailbox, ReadOnly
+from pymx.ms.errors import NoSuchMailbox, ReadOnly, Stopped
 from pymx.ms.index import FLAGGED
 from pymx.ms.measure import to_wire, wire_chunks, wire_size
 from pymx.ms.owner import Owner
@@ -341,7 +341,7 @@ class Mailbox:
             found = searching.find(self._box, self._low, criterion, view, render, self._is_stopped, narrowing)
             return found, wants_build
 
-        found, wants_build = await self._run(find, bulk=True)
+        found, wants_build = await self._stoppable(find)
         if wants_build:
             self._store.wants_fulltext(self.owner.email)
         return found
@@ -349,17 +349,23 @@ class Mailbox:
     async def sort(self, uids: Sequence[int], order: Sequence[tuple[str, bool]]) -> list[int]:
         """`uids` (ascending) in the order of (criterion of `sorting.ORDERS`, reverse)."""
         work = functools.partial(sorting.sort, self._box, self._low, uids, order, self._store.render, self._is_stopped)
-        return await self._run(lambda _: work(), bulk=True)
+        return await self._stoppable(lambda _: work())
 
     async def threads(self, uids: Sequence[int], algorithm: str) -> Forest:
         """`uids` (ascending) as threads: ORDEREDSUBJECT, REFERENCES or REFS."""
         render = self._store.render
         work = functools.partial(sorting.thread, self._box, self._low, uids, algorithm, render, self._is_stopped)
-        return await self._run(lambda _: work(), bulk=True)
+        return await self._stoppable(lambda _: work())
 
     def stop(self) -> None:
-        """Nobody waits for a search or sort any more: those that run end soon, with what they have."""
+        """Nobody waits for a search or sort any more: those that run end soon, and raise Stopped."""
         self._stopped = True
+
+    async def _stoppable(self, function: Callable[[Account], T]) -> T:
+        found = await self._run(function, bulk=True)
+        if self._stopped:
+            raise Stopped("Stopped by LOGOUT")  # what was found by then is not the answer
+        return found
 
     def _is_stopped(self) -> bool:
         return self._stopped
@@ -527,6 +533,8 @@ class _SearchView:
 
     def rows(self, uids: Sequence[int]) -> Iterable[MessageRow]:
         for start in range(0, len(uids), rows.BATCH):
+            if self._stopped():
+                return
             yield from reading.rows(self._box, self._low, uids[start : start + rows.BATCH], False, None)
 
     def header(self, uid: int) -> bytes | None:

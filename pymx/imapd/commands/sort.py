@@ -17,6 +17,8 @@ async def sort(client: Client, arguments: Sort) -> bytes:
     keys = await criterion(client, wanted.key)
     if wanted.modseq:
         client.enable_condstore()
+    if wanted.saves:
+        client.saved = ()  # RFC 5182 s. 2.1: empty if it fails with NO
     uids = await mailbox.sort(await mailbox.search(keys), arguments.order)
     if wanted.saves:
         client.saved = sorted(decisive(uids, wanted))

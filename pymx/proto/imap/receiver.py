@@ -30,6 +30,7 @@ _SUB_COMMAND = re.compile(rb" ([A-Za-z]{1,31})(?= |\Z|\r)")
 # Commands that bring messages (REPLACE: RFC 8508), and those of them whose literal is the mailbox's name.
 _APPEND = re.compile(rb"[^ ]+ (?:APPEND|(?:UID )?REPLACE) ", re.IGNORECASE)
 _APPEND_NAME = re.compile(rb"[^ ]+ (?:APPEND|(?:UID )?REPLACE [^ ]+) \Z", re.IGNORECASE)
+_LOGOUT = re.compile(rb'[^\x00-\x20(){%*"\\\x7f-\xff+]{1,255} LOGOUT\r?\Z', re.IGNORECASE)
 _TAG = re.compile(rb'([^\x00-\x20(){%*"\\\x7f-\xff+]{1,255}) ')
 
 
@@ -133,6 +134,17 @@ class Receiver:
         self._buffer = bytearray()
         self._scanned = 0
         self._reset()
+
+    def logout_waits(self) -> bool:
+        """Whether LOGOUT is among the whole lines that wait, while a command runs; literals are passed over."""
+        start = 0
+        while (end := self._buffer.find(b"\n", start)) >= 0:
+            line = bytes(self._buffer[start:end])
+            if _LOGOUT.match(line):
+                return True
+            literal = _LITERAL.search(line.removesuffix(b"\r"))
+            start = end + 1 + (int(literal[1]) if literal else 0)
+        return False
 
     def next_line(self) -> bytes | None:
         """The next line without its line end. Raises LineTooLong."""
