@@ -9,6 +9,9 @@ A lock is taken over only
 - if lock and file have not changed for 120 s.
 
 Who waits longer than `timeout_s` gets Unavailable: somebody else is at work, try later.
+
+The lock file stays open while the lock is held: so its inode isn't given to another file, and a lock that was taken
+over as stale is known not to be ours any more. It is then left to its new owner (`lock_lost`).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import threading
 import time
 from types import TracebackType
 
+from pymx import log
 from pymx.ms.disk import Disk
 from pymx.ms.errors import Unavailable
 
@@ -29,12 +33,13 @@ _TOUCH_S = 10.0
 _HOST = socket.gethostname().encode()
 _held: dict[bytes, DotLock] = {}  # by this process
 _held_mutex = threading.Lock()
+_log = log.get("ms")
 
 
 class DotLock:
     """The lock of one file; a context manager."""
 
-    __slots__ = ("_disk", "_path", "_taken_at", "_target", "_timeout_s")
+    __slots__ = ("_disk", "_fd", "_path", "_taken_at", "_target", "_timeout_s")
 
     def __init__(self, disk: Disk, target: bytes, *, timeout_s: float = 30.0) -> None:
         self._disk = disk
@@ -42,6 +47,7 @@ class DotLock:
         self._path = target + b".lock"
         self._timeout_s = timeout_s
         self._taken_at = 0.0
+        self._fd = -1
 
     def __enter__(self) -> DotLock:
         self.acquire()
@@ -71,31 +77,44 @@ class DotLock:
 
     def _make(self) -> None:
         with _held_mutex:  # a lock file of ours that nobody here holds is never seen by another thread
-            fd = self._disk.create(self._path)
+            self._fd = self._disk.create(self._path)
             _held[self._path] = self
         try:
-            self._disk.write(fd, _mark())
+            self._disk.write(self._fd, _mark())
         except BaseException:
             self.release()
             raise
-        finally:
-            self._disk.close(fd)
 
     def touch(self) -> None:
         """Called now and then by long holds, so that nobody thinks the lock is stale."""
         now = time.monotonic()
         if now - self._taken_at > _TOUCH_S:
-            os.utime(self._path)
+            os.utime(self._fd)
             self._taken_at = now
 
     def release(self) -> None:
+        """Unlock; a lock that somebody else has taken over meanwhile is left alone."""
         with _held_mutex:
             try:
-                self._disk.unlink(self._path)
+                if self._still_ours():
+                    self._disk.unlink(self._path)
+                else:
+                    _log.warning("lock_lost", path=os.fsdecode(self._path))
             except FileNotFoundError:
-                pass  # taken over as stale by somebody, or the directory was renamed away
-            if _held.get(self._path) is self:
-                del _held[self._path]
+                pass  # just now, or the directory was renamed away
+            finally:
+                self._disk.close(self._fd)
+                self._fd = -1
+                if _held.get(self._path) is self:
+                    del _held[self._path]
+
+    def _still_ours(self) -> bool:
+        """Whether the lock file is the one we made. Raises FileNotFoundError if there is none where it was."""
+        mine = os.fstat(self._fd)
+        if not mine.st_nlink:
+            return False
+        there = os.stat(self._path, follow_symlinks=False)
+        return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
 
     def _break_stale(self) -> bool:
         """Remove the lock if nobody holds it any more; True: try again at once."""
