@@ -4,15 +4,20 @@ The file that Dovecot has with `mail_attribute_dict = file:<root>/dovecot-attrib
 value with its `\\001` escapes. Keys are `priv/<mailbox GUID>/<entry>` and `shared/<mailbox GUID>/<entry>`; those of the
 account itself are INBOX's under `vendor/vendor.dovecot/pvt/server/`. Written whole under Dovecot's lock
 (`dovecot-attributes.lock`), synced, renamed. It is no cache: the index can be deleted and this stays.
+
+Of a damaged file what can be read counts: a line that stands where a key should and is none is skipped. Before the
+first change the file is kept aside as `dovecot-attributes.damaged-…` (`attributes_damaged`).
 """
 
 from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from pymx import log
 from pymx.ms import delivering
 from pymx.ms.account import Account
 from pymx.ms.box import Home
@@ -29,6 +34,8 @@ _UNESCAPES = {b"0": b"\x00", b"1": b"\x01", b"t": b"\t", b"r": b"\r", b"n": b"\n
 _SPECIAL = re.compile(rb"[\x00\x01\t\r\n]")
 _ESCAPED = re.compile(rb"\x01(.)", re.DOTALL)
 _KINDS = {"private": "priv", "shared": "shared"}
+_KEYS = (b"priv/", b"shared/")
+_log = log.get("ms")
 
 
 def _escape(text: bytes) -> bytes:
@@ -39,10 +46,23 @@ def _unescape(text: bytes) -> bytes:
     return _ESCAPED.sub(lambda found: _UNESCAPES.get(found[1], found[1]), text) if b"\x01" in text else text
 
 
-def parse(data: bytes) -> dict[bytes, bytes]:
-    """Keys and values; a key without a value at the end is none."""
-    lines = [_unescape(line) for line in data.split(b"\n")]
-    return dict(zip(lines[0:-1:2], lines[1:-1:2], strict=False))
+def parse(data: bytes) -> tuple[dict[bytes, bytes], str]:
+    """Keys and values, and what is wrong with the file ("" if nothing)."""
+    *lines, rest = data.split(b"\n")
+    wrong = "its last line is cut off" if rest else "it has NULs" if b"\0" in data else ""
+    found: dict[bytes, bytes] = {}
+    number = 0
+    while number < len(lines):
+        if not lines[number].startswith(_KEYS):
+            wrong = wrong or f"line {number + 1} is no key"
+            number += 1
+        elif number + 1 == len(lines):
+            wrong = wrong or "its last value is missing"
+            break
+        else:
+            found[_unescape(lines[number])] = _unescape(lines[number + 1])
+            number += 2
+    return found, wrong
 
 
 def to_bytes(values: Mapping[bytes, bytes]) -> bytes:
@@ -60,7 +80,7 @@ def _key(guid: str, entry: str, *, server: bool) -> bytes:
 def read(directory: bytes) -> dict[bytes, bytes]:
     try:
         with open(os.path.join(directory, NAME), "rb") as file:
-            return parse(file.read())
+            return parse(file.read())[0]
     except FileNotFoundError:
         return {}
 
@@ -131,12 +151,26 @@ def _rewrite(home: Home, alter: Callable[[dict[bytes, bytes]], None]) -> bool:
     directory = home.place.account_files
     path = os.path.join(directory, NAME)
     with DotLock(home.disk, path):
-        there = read(directory)
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except FileNotFoundError:
+            data = b""
+        there, wrong = parse(data)
         before = dict(there)
         alter(there)
         if there == before:
             return False
+        if wrong:
+            _keep_aside(home, path, data, wrong)
         home.disk.replace_file(path, path + b".tmp", to_bytes(there), home.mode)
     home.disk.sync_directory(directory)
     home.changed(ATTRIBUTES, 0)
     return True
+
+
+def _keep_aside(home: Home, path: bytes, data: bytes, wrong: str) -> None:
+    """A damaged file as it is, before what could be read of it takes its place."""
+    aside = path + b".damaged-%d" % time.time_ns()
+    home.disk.replace_file(aside, aside + b".tmp", data, home.mode)
+    _log.warning("attributes_damaged", account=home.email, path=os.fsdecode(aside), reason=wrong)

@@ -112,17 +112,61 @@ async def test_dovecot_reads_and_writes_the_same_attributes(tmp_path: Path, dove
     assert not dovecot.errors()
 
 
-keys = st.binary(max_size=20)
+async def test_a_damaged_file_is_kept_aside_before_it_is_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What can be read of it stays in use; reading alone changes nothing; what was cleared up is not kept again."""
+    store = new_store(tmp_path)
+    await store.start()
+    await put(store, "INBOX", a=b"1", b=b"2", c=b"3")
+    path = maildir(tmp_path) / "dovecot-attributes"
+    lines = path.read_bytes().split(b"\n")
+    damaged = b"\n".join([lines[0], lines[1], b"\0\0\0", lines[2], lines[3], lines[4], b"3 and no line e"])
+    path.write_bytes(damaged)
+    assert await store.attributes(OWNER, "INBOX") == {"/private/a": b"1", "/private/b": b"2"}
+    await store.set_attributes(OWNER, "INBOX", {"/private/x": None}, max_octets=LIMIT)  # nothing to do
+    assert path.read_bytes() == damaged
+    await put(store, "INBOX", d=b"4")
+    await put(store, "INBOX", e=b"5")
+    (aside,) = maildir(tmp_path).glob("dovecot-attributes.damaged-*")
+    assert aside.read_bytes() == damaged
+    assert await store.attributes(OWNER, "INBOX") == {
+        f"/private/{n}": v for n, v in zip("abde", (b"1", b"2", b"4", b"5"), strict=True)
+    }
+    (logged,) = (r for r in caplog.records if r.getMessage() == "attributes_damaged")
+    assert logged.levelname == "WARNING"
+    assert [f.name for f in await store.folders(OWNER)] == ["INBOX"]
+    await store.close()
 
 
-@given(st.dictionaries(keys, keys, max_size=5))
+keys = st.sampled_from([b"priv/", b"shared/"]).flatmap(
+    lambda kind: st.binary(max_size=20).map(lambda rest: kind + rest)
+)
+
+
+@given(st.dictionaries(keys, st.binary(max_size=20), max_size=5))
 def test_file_round_trip(values: dict[bytes, bytes]) -> None:
     """Any octets, line ends and NUL among them, come back."""
-    assert attributes.parse(attributes.to_bytes(values)) == values
+    assert attributes.parse(attributes.to_bytes(values)) == (values, "")
 
 
-@given(st.binary(max_size=60))
+@given(st.lists(st.sampled_from([b"priv/a", b"shared/b", b"\n", b"\0", b"\x01", b"x"])).map(b"".join))
 def test_any_file_is_read(data: bytes) -> None:
     """A damaged file costs entries, not sessions; what is read is written and read the same."""
-    found = attributes.parse(data)
-    assert attributes.parse(attributes.to_bytes(found)) == found
+    found, _ = attributes.parse(data)
+    assert attributes.parse(attributes.to_bytes(found)) == (found, "")
+
+
+@pytest.mark.parametrize(
+    ("data", "found", "wrong"),
+    [
+        (b"", {}, ""),
+        (b"priv/a\n1\n", {b"priv/a": b"1"}, ""),
+        (b"priv/a\n1\npriv/b\n2", {b"priv/a": b"1"}, "its last line is cut off"),
+        (b"priv/a\n1\npriv/b\n", {b"priv/a": b"1"}, "its last value is missing"),
+        (b"1\npriv/b\n2\n", {b"priv/b": b"2"}, "line 1 is no key"),
+        (b"priv/a\n\0\0\n", {b"priv/a": b"\0\0"}, "it has NULs"),
+    ],
+)
+def test_what_is_wrong_with_a_file(data: bytes, found: dict[bytes, bytes], wrong: str) -> None:
+    assert attributes.parse(data) == (found, wrong)
