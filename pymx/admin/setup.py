@@ -213,18 +213,27 @@ def _surroundings(context: Context, config: Config, answers: Answers, addresses:
     from pymx.admin.health.examination import examine
     from pymx.admin.health.listening import listening
     from pymx.admin.health.present import show
+    from pymx.admin.health.subject import Places
 
     here = Context(config, context.config_path, json=context.json)
     held = listening()
 
     async def everything() -> list[Finding]:
-        return await examine(subject_of(here, addresses, held), before_start=True)
+        return await examine(subject_of(here, addresses, held, Places(statvfs=_room)), before_start=True)
 
     findings = asyncio.run(everything())
     if not context.json:
         show(findings, everything=False, about="surroundings")
         print()
     return findings
+
+
+def _room(path: str) -> os.statvfs_result:
+    """Of the file system that a directory will be on, which is made later."""
+    there = Path(path)
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    return os.statvfs(there)
 
 
 def _json(findings: Sequence[Finding]) -> list[dict[str, object]]:

@@ -47,21 +47,21 @@ class Failure(enum.Enum):
 class DnsServer:
     """`spec` is what `[dns] nameservers` takes; `queries` is what was asked, in order."""
 
-    def __init__(self, *, negative_ttl: int = 60) -> None:
+    def __init__(self, *, negative_ttl: int = 60, address: str = "127.0.0.1", port: int = 0) -> None:
         self._records: dict[Key, dns.rrset.RRset] = {}
         self._failures: dict[dns.name.Name, Failure] = {}
         self._secure: set[dns.name.Name] = set()
         self._negative_ttl = negative_ttl
         self._lock = threading.Lock()
         self.queries: list[tuple[str, str]] = []
-        self._tcp, self._udp = self._bind()
+        self._tcp, self._udp = self._bind(address, port)
         self._threads = [
             threading.Thread(target=s.serve_forever, args=(0.02,), name="dns-server") for s in (self._tcp, self._udp)
         ]
         for thread in self._threads:
             thread.start()
 
-    def _bind(self) -> tuple[socketserver.BaseServer, socketserver.BaseServer]:
+    def _bind(self, address: str, port: int) -> tuple[socketserver.BaseServer, socketserver.BaseServer]:
         answer = self._answer
 
         class Udp(socketserver.BaseRequestHandler):
@@ -91,12 +91,14 @@ class DnsServer:
             request_queue_size = 64
 
         while True:
-            tcp = TcpServer(("127.0.0.1", 0), Tcp)
+            tcp = TcpServer((address, port), Tcp)
             self.port = int(tcp.server_address[1])
             try:
-                udp = socketserver.UDPServer(("127.0.0.1", self.port), Udp)
+                udp = socketserver.UDPServer((address, self.port), Udp)
             except OSError:
                 tcp.server_close()
+                if port:
+                    raise
                 continue
             udp.max_packet_size = 65535
             udp.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)

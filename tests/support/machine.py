@@ -131,9 +131,15 @@ class Machine:
                     return child
         return None
 
-    def command(self, *words: str) -> list[str]:
+    @property
+    def pid(self) -> str:
+        """Process id, seen from here, of one that is in all its namespaces."""
         inside = self._inside()
         assert inside is not None
+        return inside
+
+    def command(self, *words: str) -> list[str]:
+        inside = self.pid
         first = str(self.bin / words[0]) if (self.bin / words[0]).exists() else words[0]
         enter = ["nsenter", "--mount", "--net", "--pid", f"--target={inside}", f"--root=/proc/{inside}/root", "--wd=/"]
         path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

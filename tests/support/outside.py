@@ -1,0 +1,80 @@
+"""What surrounds a machine of its own: a name server, a mail server that greets, a web server that tells the time.
+
+    python -m support.outside '{"records": {…}, "dns": "127.0.0.1", "mail": "198.51.100.25", "web": "198.51.100.80"}'
+
+Each has the port that it has in the world (53, 25, 80), so this runs in a network namespace of the test's; what isn't
+named isn't started. Says "up" when it serves, and ends with its standard input.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from support.dns_server import DnsServer
+
+
+class _Dated(http.server.BaseHTTPRequestHandler):
+    offset_s = 0.0
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return email.utils.formatdate(time.time() + self.offset_s, usegmt=True)
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def _greet(address: str) -> None:
+    with socket.create_server((address, 25)) as listener:
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"220 mx.big.example ESMTP\r\n")
+
+
+def _serve(wanted: dict[str, Any]) -> None:
+    if "dns" in wanted:
+        server = DnsServer(address=wanted["dns"], port=53)
+        server.load(wanted["records"])
+        server.secure(*wanted.get("secure", ()))
+    if "mail" in wanted:
+        threading.Thread(target=_greet, args=(wanted["mail"],), daemon=True).start()
+    if "web" in wanted:
+        handler = type("Handler", (_Dated,), {"offset_s": wanted.get("offset_s", 0.0)})
+        web = http.server.ThreadingHTTPServer((wanted["web"], 80), handler)
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+
+
+def start(wanted: dict[str, Any], enter: list[str]) -> subprocess.Popen[str]:
+    """One that serves. `enter` is a command that runs it where it belongs."""
+    process = subprocess.Popen(
+        [*enter, sys.executable, "-m", "support.outside", json.dumps(wanted)],
+        cwd=Path(__file__).parent.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n", wanted
+    return process
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.communicate("")
+
+
+if __name__ == "__main__":
+    _serve(json.loads(sys.argv[1]))
+    print("up", flush=True)
+    sys.stdin.read()
+    os._exit(0)
