@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from support.dns_server import DnsServer, Failure
+from support.tls import CertificateAuthority
 
 from pymx.admin import ctl
 from pymx.mailauth.dkim import keys
-from pymx.net.certificate import write_self_signed
 
 HOST, DOMAIN = "mx.example.test", "example.test"
 KEY = f"s1._domainkey.{DOMAIN}"
@@ -24,12 +24,15 @@ class Rig:
         self.dns = dns
         self.config = directory / "pymx.toml"
         self.data = directory / "data"
-        write_self_signed(directory / "tls", (HOST,), address="127.0.0.2")
+        (directory / "tls").mkdir()
+        # known by name, so that there is a CAA record to publish
+        authority = CertificateAuthority(directory / "tls", organization="Let's Encrypt")
+        tls = authority.issue("server", names=(HOST,))
         self.config.write_text(
             f'hostname = "{HOST}"\ndata_dir = "{self.data}"\nuser = "none"\n'
             f'[database]\nurl = "sqlite:///{directory}/pymx.sqlite"\n[mail]\nroot = "{directory}/mail"\n'
-            f'[tls]\ncertificate = "{directory}/tls/cert.pem"\nprivate_key = "{directory}/tls/key.pem"\n'
-            f'[smtp]\nlisten = ["127.0.0.2:25", "[::1]:25"]\n'
+            f'[tls]\ncertificate = "{tls.certificate}"\nprivate_key = "{tls.private_key}"\n'
+            f'[smtp]\nlisten = ["127.0.0.2:25", "[::1]:25"]\n[web]\nlisten_tls = ["127.0.0.2:443"]\n'
             f'[outbound]\nallow_private = true\nsource_addresses = ["127.0.0.2", "::1"]\n'
             f'[dns]\nnameservers = ["{dns.spec}"]\ntimeout_s = 2\n'
         )
@@ -104,6 +107,34 @@ def alias(rig: Rig) -> None:
     rig.dns.add("other.example.test", "TXT", '"v=spf1 a -all"')
 
 
+def elsewhere(label: str) -> Callable[[Rig], None]:
+    """To another machine, by an address of its own."""
+
+    def change(rig: Rig) -> None:
+        rig.dns.remove(f"{label}.{DOMAIN}")
+        rig.dns.add(f"{label}.{DOMAIN}", "A", "127.0.0.9")
+
+    return change
+
+
+def above(rig: Rig) -> None:
+    """RFC 8659 s. 3: without records of its own the host has those of the domain."""
+    rig.dns.remove(HOST, "CAA")
+    rig.dns.add(DOMAIN, "CAA", '0 issue "pki.goog"', '0 issue "sectigo.com; accounturi=x"', '0 iodef "mailto:a@b.test"')
+
+
+def lookups(count: int) -> Callable[[Rig], None]:
+    """Providers that one includes, and each counts."""
+
+    def change(rig: Rig) -> None:
+        includes = " ".join(f"include:spf{i}.{DOMAIN}" for i in range(count))
+        replace(DOMAIN, "TXT", f'"v=spf1 mx {includes} -all"')(rig)
+        for i in range(count):
+            replace(f"spf{i}.{DOMAIN}", "TXT", '"v=spf1 ip4:192.0.2.1 -all"')(rig)
+
+    return change
+
+
 def test_published_as_told_everything_is_good(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
     status, out = run(rig, capsys, "check", DOMAIN)
     assert (status, out.splitlines()[-1][:7]) == (0, "DNS: al"), out
@@ -152,6 +183,18 @@ BROKEN = [
     (replace(f"_25._tcp.{HOST}", "TLSA", "3 1 1 " + "00" * 32), 0, "is of another key", "TLSA 3 1"),
     (replace(f"_imaps._tcp.{DOMAIN}", "SRV", "0 1 993 old.test"), 0, "mail clients elsewhere", "SRV 0 1 993 mx"),
     (replace(f"_imap._tcp.{DOMAIN}", "SRV"), 0, "nothing at _imap._tcp.example.test", "IN SRV 0 0 0 ."),
+    (replace(f"_mta-sts.{DOMAIN}", "TXT"), 0, "example.test has no MTA-STS record", '"v=STSv1; id='),
+    (replace(f"_mta-sts.{DOMAIN}", "TXT", '"v=STSv1; id=1"', '"v=STSv1; id=2"'), 1, "several MTA-STS records", "only one"),
+    (replace(f"_mta-sts.{DOMAIN}", "TXT", '"v=STSv1; id=20200101"'), 0, "of an earlier policy (id 20200101)", "v=STSv1"),
+    (replace(f"mta-sts.{DOMAIN}", "CNAME"), 0, "mta-sts.example.test does not exist", "IN CNAME mx.example.test."),
+    (replace(f"autoconfig.{DOMAIN}", "CNAME"), 0, "autoconfig.example.test does not exist", "IN CNAME mx"),
+    (elsewhere("mta-sts"), 0, "mta-sts.example.test leads to 127.0.0.9, not to this server", "IN CNAME mx"),
+    (elsewhere("autodiscover"), 0, "autodiscover.example.test leads to 127.0.0.9, not to this", "IN CNAME mx"),
+    (replace(HOST, "CAA", '0 issue "pki.goog"'), 1, "CAA records of mx.example.test let only pki.goog", "letsencrypt"),
+    (replace(HOST, "CAA", '0 issue ";"'), 1, "let only nobody issue certificates; ours is from letsencrypt", "IN CAA 0"),
+    (above, 1, "the CAA records of example.test let only pki.goog, sectigo.com", 'IN CAA 0 issue "letsencrypt.org"'),
+    (replace(HOST, "CAA"), 0, "any authority may issue certificates for mx.example.test", "IN CAA 0 issue"),
+    (lookups(8), 0, "the SPF record of example.test takes 9 of the 10 DNS lookups", "take an include: out"),
     (lambda rig: rig.dns.fail(f"_dmarc.{DOMAIN}", Failure.SERVFAIL), 0, "TXT can't be looked up", "later"),
 ]  # fmt: skip
 

@@ -39,8 +39,9 @@ class TlsFiles:
         return context
 
 
-def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+def _name(text: str, organization: str = "") -> x509.Name:
+    parts = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization)] if organization else []
+    return x509.Name([*parts, x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
 def _alternative(name: str) -> x509.GeneralName:
@@ -59,15 +60,15 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 class CertificateAuthority:
     """Signs what it is asked to."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, organization: str = "") -> None:
         self._directory = directory
         self._key = ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
         key_id = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
         self._certificate = (
             x509.CertificateBuilder()
-            .subject_name(_name("pymx test CA"))
-            .issuer_name(_name("pymx test CA"))
+            .subject_name(_name("pymx test CA", organization))
+            .issuer_name(_name("pymx test CA", organization))
             .public_key(self._key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - dt.timedelta(days=1))
