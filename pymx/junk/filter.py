@@ -10,8 +10,10 @@ It learns (`teach`) from moves into and out of Junk, and carefully from what sta
 folder of the user's own, and what lies in INBOX and has been read, two days later. See `pymx.junk.learn`.
 
 All work is done in a thread of its own. An account whose filter was silent is not asked again until somebody has taught
-one (`taught`): for who never did, the way to the thread and back would be a tenth of a delivery. Whatever goes wrong,
-mail is delivered: after `_PATIENCE_S` it goes to INBOX. One line a minute says what is wrong.
+one (`taught`): for who never did, the way to the thread and back would be a tenth of a delivery. Who was written to is
+noted for all messages of some seconds at once: with more senders than open notebooks, a note for each message would
+open and close one, which costs a submission as much again in CPU and three syncs. Whatever goes wrong, mail is
+delivered: after `_PATIENCE_S` it goes to INBOX. One line a minute says what is wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pymx import log, metrics
@@ -41,6 +43,7 @@ _LOG_EVERY_S = 60.0
 _SILENT_S = 60.0  # for what changes in another way: a mailbox that was restored
 _MAX_SILENT = 10_000
 _MAX_NOTES = 1000  # of who was written to, waiting to be written down
+_NOTE_AFTER_S = 2.0
 _SHOWN = 5
 
 _log = log.get("junk")
@@ -48,18 +51,23 @@ _log = log.get("junk")
 
 class Filter:
     """The filters of all accounts. `home` says where an account's mail lies; `hostname` is who proves with DMARC;
-    `taught` is the file by which processes tell each other of lessons.
+    `taught` is the file by which processes tell each other of lessons; `note_after_s` is how long notes are collected.
     """
 
     kinds = frozenset({Kind.SPAM, Kind.HAM, Kind.KEPT, Kind.STAYED})
 
-    def __init__(self, home: Callable[[str], Path], settings: Junk, *, hostname: str, taught: Path) -> None:
+    def __init__(
+        self, home: Callable[[str], Path], settings: Junk, *, hostname: str, taught: Path,
+        note_after_s: float = _NOTE_AFTER_S,
+    ) -> None:  # fmt: skip
         self._notebooks = Notebooks(home, max_tokens=settings.max_tokens)
         self._settings = settings
         self._hostname = hostname
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="junk")
         self._taught = Taught(taught)
         self._silent: dict[str, tuple[bytes, float]] = {}  # account → as long as the mark is this, and until when
+        self._note_after_s = note_after_s
+        self._wrote: dict[str, list[str]] = {}  # account → to whom, not yet noted
         self._notes = 0
         self._is_closed = False
         self._complained: float | None = None
@@ -103,16 +111,22 @@ class Filter:
         self._silent[account] = (mark, now + _SILENT_S)
 
     def wrote_to(self, account: str, addresses: Sequence[str]) -> None:
-        """The account has sent mail to these; written down soon, by the thread."""
+        """The account has sent mail to these; written down soon, by the thread. To be called in the loop."""
         if self._notes >= _MAX_NOTES or self._is_closed:
             return
-        self._notes += 1
-        self._thread.submit(self._note, account, [address.lower() for address in addresses]).add_done_callback(
-            self._noted
-        )
+        if not self._wrote:
+            asyncio.get_running_loop().call_later(self._note_after_s, self._write_down)
+        self._wrote.setdefault(account, []).extend(addresses)
+        self._notes += len(addresses)
+
+    def _write_down(self) -> None:
+        wrote, self._wrote, self._notes = self._wrote, {}, 0
+        if wrote and not self._is_closed:
+            self._thread.submit(self._note, wrote)
 
     async def close(self) -> None:
         """Finish what the thread has to do; from now on there are no opinions."""
+        self._write_down()
         self._is_closed = True
         await asyncio.to_thread(self._thread.shutdown)
         self._notebooks.close()
@@ -168,15 +182,17 @@ class Filter:
             raise LessonRefused("the account has no mail directory")
         return new
 
-    def _note(self, account: str, addresses: Sequence[str]) -> None:
-        noted = [_hash(address) for address in addresses]
+    def _note(self, wrote: dict[str, list[str]]) -> None:
+        for account, addresses in wrote.items():
+            try:
+                self._note_all(account, addresses)
+            except (NotebookUnusable, OSError) as e:
+                self._complain(str(e))
+
+    def _note_all(self, account: str, addresses: Sequence[str]) -> None:
+        noted = [_hash(address.lower()) for address in addresses]
         now = time.time()
         self._notebooks.use(account, lambda n: n.note_senders(noted, written=True, now=now), make=True)
-
-    def _noted(self, future: Future[None]) -> None:
-        self._notes -= 1
-        if not future.cancelled() and (error := future.exception()) is not None:
-            self._complain(str(error))
 
     def _complain(self, reason: str) -> None:
         metrics.add("junk_filter_failed")

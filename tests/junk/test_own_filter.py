@@ -283,7 +283,7 @@ def test_the_file_is_as_readable_as_the_mail(home: Path) -> None:
 @contextlib.asynccontextmanager
 async def filtering(home: Path, **options: int) -> AsyncIterator[Filter]:
     settings = Junk(**{"min_learned": 10, **options})
-    own = Filter(home.joinpath, settings, hostname=HOSTNAME, taught=home / "junk.taught")
+    own = Filter(home.joinpath, settings, hostname=HOSTNAME, taught=home / "junk.taught", note_after_s=0.01)
     try:
         yield own
     finally:
@@ -422,6 +422,23 @@ async def test_a_broken_file_lets_mail_through_and_is_said(home: Path, caplog: p
         assert await asked(own, octets(1, spam=True)) is None
         assert await asked(own, octets(1, spam=True)) is None
     assert [r.getMessage() for r in caplog.records].count("junk_filter_failed") == 1
+
+
+async def test_what_waits_to_be_noted_is_noted_at_the_end(home: Path) -> None:
+    """Of more accounts than there are open notebooks, several messages each: every one is counted."""
+    accounts = [f"user{number}@example.test" for number in range(12)]
+    for account in accounts:
+        (home / account).mkdir()
+    settings = Junk(min_learned=10)
+    own = Filter(home.joinpath, settings, hostname=HOSTNAME, taught=home / "junk.taught", note_after_s=3600)
+    for _ in range(5):
+        for account in accounts:
+            own.wrote_to(account, ["Friend@x.test"])
+    await own.close()
+    notebooks = Notebooks(home.joinpath, max_tokens=1000)
+    known = hashes(["sender:friend@x.test"])[0]
+    assert [notebooks.use(account, lambda n: n.sender(known)) for account in accounts] == [(5, 0)] * 12
+    notebooks.close()
 
 
 async def test_an_account_without_a_directory_learns_nothing(home: Path) -> None:
