@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pymx.admin.backup_lists import LISTS, Entry, Manifest, sha256, write_lists
+from pymx.admin.backup_place import directory_of, refuse_read_only
 from pymx.admin.backup_retention import when
 from pymx.admin.context import Context, CtlError, Exit
 
@@ -53,6 +54,9 @@ class BorgTarget:
 
     def prepare(self) -> None:
         """Make the repository if it is missing, and find out whether it is encrypted."""
+        place = directory_of(self.text)
+        if place is not None:
+            refuse_read_only(place)
         try:
             mode = self._mode()
         except BorgFailure as e:

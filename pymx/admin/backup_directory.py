@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pymx.admin.backup_lists import MANIFEST, Entry, Manifest, write_lists
+from pymx.admin.backup_place import refuse_read_only
 from pymx.admin.backup_retention import when
 from pymx.admin.context import CtlError
 from pymx.ms.disk import Disk
@@ -38,6 +39,7 @@ class DirectoryTarget:
         self.text = str(path)
 
     def prepare(self) -> None:
+        refuse_read_only(self.path)
         try:
             self.path.mkdir(mode=0o700, exist_ok=True)
         except OSError as e:

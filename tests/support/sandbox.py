@@ -3,18 +3,21 @@
     python sandbox.py UNIT WRITABLE USER COMMAND…
 
 reads from the unit file the user's capabilities, the system calls, the address families and the write protection, and
-becomes COMMAND under them: everything is read-only but WRITABLE (in place of /var/lib/pymx, /run/pymx and /var/vmail),
-/dev has the harmless devices alone, new privileges and writable executable memory are refused. Needs root, libseccomp
-and systemd-analyze (for the members of the groups of system calls).
+becomes COMMAND under them: everything is read-only but WRITABLE, /dev has the harmless devices alone, new privileges
+and, where the unit says so, writable executable memory are refused. UNIT and WRITABLE may be several paths with ":"
+between them: a unit and its drop-ins; directories in place of those that the unit opens, as `writable` finds them.
+Needs root, libseccomp and systemd-analyze (for the members of the groups of system calls).
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _CLONE_NEWNS = 0x00020000
@@ -25,13 +28,30 @@ _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def directives(unit: Path) -> dict[str, list[str]]:
-    """All values of each key of the unit file, in order."""
+def directives(*units: Path) -> dict[str, list[str]]:
+    """All values of each key of a unit file and its drop-ins, in order; an empty one takes back those before it."""
     found: dict[str, list[str]] = {}
-    for line in unit.read_text().splitlines():
+    for line in (line for unit in units for line in unit.read_text().splitlines()):
         key, equals, value = line.partition("=")
         if equals and not line.startswith(("#", ";", "[")):
-            found.setdefault(key, []).append(value)
+            found[key] = [*found.get(key, ()), value] if value else []
+    return found
+
+
+def writable(unit: Mapping[str, Sequence[str]], places: Mapping[str, Path]) -> list[Path]:
+    """What a service may write under ProtectSystem=strict, by the directory that stands for each in `places`.
+
+    As systemd does, a path behind "-" that is not there is passed over, and any other is an error."""
+    opened = [f"/var/lib/{name}" for line in unit.get("StateDirectory", ()) for name in line.split()]
+    opened += [f"/run/{name}" for line in unit.get("RuntimeDirectory", ()) for name in line.split()]
+    opened += [path for line in unit.get("ReadWritePaths", ()) for path in shlex.split(line)]
+    found = []
+    for path in opened:
+        place = places.get(path.removeprefix("-"))
+        if place is not None and place.is_dir():
+            found.append(place)
+        elif not path.startswith("-"):
+            raise FileNotFoundError(f"{path}: the unit would not start (226/NAMESPACE)")
     return found
 
 
@@ -66,11 +86,12 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int) -> Non
     _call("mount", *encoded, ctypes.c_ulong(flags), None)
 
 
-def protect_system(writable: str) -> None:
-    """ProtectSystem=strict with one directory that may be written, and PrivateDevices=."""
+def protect_system(opened: Sequence[str]) -> None:
+    """ProtectSystem=strict with the directories that may be written, and PrivateDevices=."""
     _call("unshare", _CLONE_NEWNS)
     _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
-    _mount(writable, writable, None, _MS_BIND)
+    for path in opened:
+        _mount(path, path, None, _MS_BIND)
     devices = [f"/dev/{name}" for name in _DEVICES if Path(f"/dev/{name}").exists()]
     kept = [os.open(path, os.O_PATH) for path in devices]
     _mount("tmpfs", "/dev", "tmpfs", 0)
@@ -79,8 +100,8 @@ def protect_system(writable: str) -> None:
         _mount(f"/proc/self/fd/{fd}", path, None, _MS_BIND)
         os.close(fd)
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        target = line.split()[4]
-        if target != writable and not target.startswith(("/dev/", "/proc")):
+        target = line.split()[4].encode().decode("unicode_escape")  # a blank is \040
+        if target not in opened and not target.startswith(("/dev/", "/proc")):
             try:
                 _mount(None, target, None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
             except OSError as e:
@@ -92,7 +113,8 @@ def filter_calls(unit: dict[str, list[str]]) -> None:
     import pyseccomp
 
     _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    if _libc.prctl(_PR_SET_MDWE, _MDWE_REFUSE_EXEC_GAIN, 0, 0, 0):
+    deny = unit.get("MemoryDenyWriteExecute") == ["yes"]
+    if deny and _libc.prctl(_PR_SET_MDWE, _MDWE_REFUSE_EXEC_GAIN, 0, 0, 0):
         print("sandbox: this kernel can't refuse executable memory", file=sys.stderr)
     program = pyseccomp.SyscallFilter(pyseccomp.ERRNO(1))
     families = [int(getattr(socket, name)) for name in unit["RestrictAddressFamilies"][0].split()]
@@ -109,16 +131,17 @@ def filter_calls(unit: dict[str, list[str]]) -> None:
 
 
 def main() -> None:
-    unit_path, writable, user, *command = sys.argv[1:]
-    unit = directives(Path(unit_path))
+    units, opened, user, *command = sys.argv[1:]
+    unit = directives(*map(Path, units.split(":")))
     if user:
-        protect_system(writable)
-        capabilities = ",".join("+" + x.removeprefix("CAP_").lower() for x in unit["AmbientCapabilities"])
+        protect_system(opened.split(":") if opened else [])
+        kept = " ".join(unit.get("AmbientCapabilities", ())).split()
+        capabilities = ",".join(["-all", *("+" + name.removeprefix("CAP_").lower() for name in kept)])
         os.execvp(
             "setpriv",
-            ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", f"--inh-caps=-all,{capabilities}",
-             f"--ambient-caps=-all,{capabilities}", f"--bounding-set=-all,{capabilities}",
-             sys.executable, __file__, unit_path, writable, "", *command],
+            ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", f"--inh-caps={capabilities}",
+             f"--ambient-caps={capabilities}", f"--bounding-set={capabilities}",
+             sys.executable, __file__, units, opened, "", *command],
         )  # fmt: skip
     filter_calls(unit)
     os.execv(command[0], command)

@@ -9,6 +9,7 @@ import msgspec
 
 from pymx.admin.install import steps
 from pymx.admin.install.answers import DATABASE_URL, Answers, config_text
+from pymx.admin.install.dropins import dropins
 from pymx.admin.install.steps import ROOT, Owner, SetupError, Step
 from pymx.config.load import ConfigError, load, parse
 from pymx.config.model import Config
@@ -83,14 +84,15 @@ def plan(answers: Answers, password: Callable[[], str]) -> Iterator[Step]:
     for program in ("pymx", "pymxctl"):
         if answers.programs != Path("/usr/local/bin"):
             yield steps.Link(answers.at(f"/usr/local/bin/{program}"), f"{answers.programs}/{program}")
-    yield from _systemd(answers)
+    yield from _systemd(answers, config)
 
 
-def _systemd(answers: Answers) -> Iterator[Step]:
+def _systemd(answers: Answers, config: Config) -> Iterator[Step]:
     directory = answers.at("/etc/systemd/system")
     files = [
-        steps.File(directory / name, unit_text(name, answers.programs), 0o644, lambda: ROOT) for name in UNITS
-    ]  # fmt: skip
+        *(steps.File(directory / name, unit_text(name, answers.programs), 0o644, lambda: ROOT) for name in UNITS),
+        *dropins(answers, config),
+    ]
     changed = any(file.pending() for file in files)
     yield from files
     for name, target in _WANTED_BY.items():
