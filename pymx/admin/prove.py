@@ -40,6 +40,7 @@ from pymx.resolver.answer import DnsError
 _LOOK_EVERY_S = 2.0
 _FOLDERS = ("new", "cur", ".Junk/new", ".Junk/cur")
 _METHODS = ("spf", "dkim", "dmarc")
+_ANSWER = "the answer"
 _MAX_ANSWER_OCTETS = 1 << 20
 
 
@@ -214,7 +215,7 @@ def _look(context: Context, probe: Probe, sender: str, elsewhere: Elsewhere | No
             probe.judgements = _of_header(found.header)
         return
     for answer in _answers(context, sender, probe.token):
-        probe.arrived, probe.mailbox = True, "the answer"
+        probe.arrived, probe.mailbox = True, _ANSWER
         probe.judgements = find_in_text(_text(answer))
         return
 
@@ -284,7 +285,7 @@ def _judge(probe: Probe, args: argparse.Namespace) -> Iterator[Finding]:
     if probe.verdict == "delivered" and not probe.tls:
         text = f"the probe {whence} went in the clear: the other server offers no TLS, or ours could not use it"
         yield warn(f"{check}:tls", text, f"pymxctl trace {probe.queue_id}")
-    if "junk" in probe.mailbox.lower() or "spam" in probe.mailbox.lower():
+    if probe.mailbox not in ("INBOX", _ANSWER):
         text = f"the probe {whence} was filed to {probe.mailbox}"
         yield warn(
             f"{check}:junk", text, "mark it as no junk; new addresses get better with time: [outbound] warm_up_since"

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from support.appliance import Appliance
 from support.dns_server import DnsServer
+from support.sinks import ScriptedRemote
 from support.wait import wait_for
 
 SOURCES = ("127.0.0.2", "127.0.0.3")
@@ -28,11 +30,13 @@ class Pair:
     dns: DnsServer
     password: Path
 
-    def prove(self, *words: str, to: str = "bob@other.test", wait: str = "40") -> tuple[int, list[dict[str, str]]]:
+    def prove(
+        self, *words: str, to: str = "bob@other.test", sender: str = "alice@example.test", wait: str = "40"
+    ) -> tuple[int, list[dict[str, str]]]:
         done = subprocess.run(
             [
                 str(Path(sys.executable).parent / "pymxctl"), "--config", str(self.near.config), "doctor", "--json",
-                "--prove", to, "--from", "alice@example.test", "--wait", wait, *words,
+                "--prove", to, "--from", sender, "--wait", wait, *words,
             ],
             env=os.environ | {"SSL_CERT_FILE": str(self.far.directory / "tls" / "cert.pem")},
             capture_output=True, text=True, timeout=60,
@@ -40,9 +44,29 @@ class Pair:
         assert done.stdout, done.stderr
         return done.returncode, json.loads(done.stdout)["findings"]
 
-    def over_imap(self) -> tuple[int, list[dict[str, str]]]:
+    def over_imap(self, sender: str = "alice@example.test") -> tuple[int, list[dict[str, str]]]:
         url = f"imaps://bob%40other.test@localhost:{self.far.ports['imaps']}"
-        return self.prove("--imap-url", url, "--imap-password-file", str(self.password))
+        return self.prove("--imap-url", url, "--imap-password-file", str(self.password), sender=sender)
+
+    def new_sender(self, domain: str, *, policy: str, addresses: str) -> str:
+        """An account here in a domain of its own, with a DMARC policy and what SPF lets send."""
+        self.near.ctl("domain", "add", domain)
+        self.near.add_user(f"carol@{domain}")
+        self.dns.add(domain, "TXT", f'"v=spf1 {addresses} -all"')
+        self.dns.add(f"_dmarc.{domain}", "TXT", f'"v=DMARC1; p={policy}"')
+        return f"carol@{domain}"
+
+    @contextmanager
+    def scripted(self, domain: str, address: str, **replies: str) -> Iterator[ScriptedRemote]:
+        """Another domain's server, without TLS."""
+        remote = ScriptedRemote(dict(replies), address=address, port=self.far.ports["smtp"])
+        self.dns.add(domain, "MX", f"10 mx.{domain}")
+        self.dns.add(f"mx.{domain}", "A", address)
+        remote.start()
+        try:
+            yield remote
+        finally:
+            remote.stop()
 
 
 def appliance(hostname: str, dns: DnsServer, outbound: str) -> Appliance:
@@ -175,3 +199,76 @@ def test_a_refusal_is_told_in_the_others_words(pair: Pair) -> None:
     assert status == 1
     found = about(findings, "127.0.0.2")["all"]
     assert found["sentence"].startswith("the probe from 127.0.0.2 was refused: 550 5.1.1")
+
+
+def test_a_probe_that_was_taken_for_junk_is_told_with_its_folder(pair: Pair) -> None:
+    """Signed with a key that nobody published, from where SPF lets nobody send: DMARC's quarantine."""
+    sender = pair.new_sender("forged.test", policy="quarantine", addresses="")
+    pair.near.ctl("dkim", "generate", "forged.test", "--algorithm", "ed25519")
+    status, findings = pair.over_imap(sender)
+    assert status == 1
+    for source in SOURCES:
+        found = about(findings, source)
+        assert found["arrival"]["severity"] == "ok"
+        assert found["junk"]["severity"] == "warn"
+        assert found["junk"]["sentence"] == f"the probe from {source} was filed to Junk"
+        assert "mark it as no junk" in found["junk"]["remedy"]
+        assert {found[method]["severity"] for method in ("spf", "dkim", "dmarc")} == {"fail"}, found
+        assert found["dmarc"]["sentence"] == f"mx.other.test says DMARC fail for the probe from {source}"
+
+
+def test_an_unsigned_probe_is_told_whatever_becomes_of_it(pair: Pair) -> None:
+    """SPF carries DMARC, so it arrives and is believed; but there is no key."""
+    sender = pair.new_sender("keyless.test", policy="reject", addresses="ip4:127.0.0.2 ip4:127.0.0.3")
+    status, findings = pair.over_imap(sender)
+    assert status == 1
+    found = about(findings, "127.0.0.2")
+    assert found["unsigned"]["severity"] == "fail"
+    assert found["unsigned"]["sentence"] == "the probe was not signed: keyless.test has no DKIM key"
+    assert found["unsigned"]["remedy"] == "pymxctl dkim generate keyless.test"
+    assert {name for name, f in found.items() if f["severity"] == "ok"} >= {"arrival", "spf", "dmarc"}, found
+    assert found["dkim"]["severity"] != "ok"
+    assert "junk" not in found
+
+
+def test_a_probe_in_the_clear_is_told(pair: Pair) -> None:
+    """The other server offers no STARTTLS; its answer has no word on SPF and its fellows."""
+    with pair.scripted("plain.test", "127.0.0.5") as remote:
+        ended = threading.Event()
+
+        def answer() -> None:
+            answered = 0
+            while not ended.wait(0.1):
+                for message in remote.messages[answered:]:
+                    answered += 1
+                    text = message.content.decode()
+                    subject = next(line for line in text.splitlines() if line.startswith("Subject:"))
+                    pair.near.submit("bob", "alice@example.test", "Re: " + subject[9:], "You sent:\n\n" + text)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            status, findings = pair.prove(to="bob@plain.test")
+        finally:
+            ended.set()
+            thread.join()
+    assert status == 1
+    for source in SOURCES:
+        found = about(findings, source)
+        assert found["arrival"]["severity"] == "ok"
+        assert " over " not in found["arrival"]["sentence"]
+        assert found["tls"]["severity"] == "warn"
+        assert found["tls"]["sentence"].startswith(f"the probe from {source} went in the clear")
+        assert found["tls"]["remedy"].startswith("pymxctl trace ")
+        assert "does not say whether SPF, DKIM and DMARC passed" in found["results"]["sentence"]
+
+
+def test_a_probe_that_is_put_off_is_told_in_the_others_words(pair: Pair) -> None:
+    with pair.scripted("later.test", "127.0.0.6", RCPT="451 4.7.1 not now") as remote:
+        status, findings = pair.prove(to="bob@later.test", wait="8")
+        assert remote.commands
+    assert status == 1
+    found = about(findings, "127.0.0.2")["all"]
+    assert found["severity"] == "fail"
+    assert found["sentence"] == "the probe from 127.0.0.2 is put off by the other server: 451 4.7.1 not now"
+    assert found["remedy"]
