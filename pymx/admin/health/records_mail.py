@@ -103,7 +103,7 @@ async def ptr(site: Site, group: list[Record]) -> AsyncIterator[Finding]:
         address = _address_of(site, record)
         check = f"dns.ptr:{address}"
         answer = await ask(site, record.name, "PTR")
-        names = [str(r[0]).lower() for r in answer.records] if answer else []
+        names = sorted(str(r[0]).lower() for r in answer.records) if answer else []
         remedy = f"ask your hoster (its panel: reverse DNS) to name {address} {host}"
         why = "Google, Microsoft and others refuse mail from an address whose name is not the server's"
         finding = fail
