@@ -46,30 +46,39 @@ def account_lock(home: Home) -> Iterator[None]:
 
 
 def make(home: Home, path: bytes, levels: Levels) -> None:
-    """The directories and files of a new mailbox; the uidlist comes last. The caller holds the account lock."""
+    """The directories and files of a new mailbox; the uidlist comes last. The caller holds the account lock.
+
+    The mailbox is locked meanwhile: whoever finds its `cur` waits until there is a uidlist and all of it is on disk.
+    """
     disk, mode, inbox = home.disk, home.mode, levels == INBOX
     control = home.place.control_of(path, levels)
     directory_mode = mode | (mode & 0o444) >> 2
-    for directory in (path, *(os.path.join(path, part) for part in (b"cur", b"new", b"tmp"))):
+    _make_directory(home, path, directory_mode)
+    with _flock(path, mode):
+        for part in (b"cur", b"new", b"tmp"):
+            _make_directory(home, os.path.join(path, part), directory_mode)
+        if not inbox:
+            disk.close(disk.create(os.path.join(path, b"maildirfolder"), mode, exclusive=False))
+        make_directories(disk, control)
+        value = uidvalidity.next_value(disk, home.place.account_files, mode)
+        header = uidlist.Header(value, 1, secrets.token_hex(16))
+        fd = disk.create(os.path.join(control, uidlist.NAME), mode, exclusive=False)
         try:
-            disk.mkdir(directory, directory_mode)
-        except FileExistsError:
-            continue
-    if not inbox:
-        disk.close(disk.create(os.path.join(path, b"maildirfolder"), mode, exclusive=False))
-    make_directories(disk, control)
-    value = uidvalidity.next_value(disk, home.place.account_files, mode)
-    header = uidlist.Header(value, 1, secrets.token_hex(16))
-    fd = disk.create(os.path.join(control, uidlist.NAME), mode, exclusive=False)
+            disk.write(fd, header.line())
+            disk.fdatasync(fd)
+        finally:
+            disk.close(fd)
+        for changed in dict.fromkeys((control, path)):
+            disk.sync_directory(changed)
+        if not inbox:
+            disk.sync_directory(os.path.dirname(path))
+
+
+def _make_directory(home: Home, path: bytes, mode: int) -> None:
     try:
-        disk.write(fd, header.line())
-        disk.fdatasync(fd)
-    finally:
-        disk.close(fd)
-    for changed in dict.fromkeys((control, path)):
-        disk.sync_directory(changed)
-    if not inbox:
-        disk.sync_directory(os.path.dirname(path))
+        home.disk.mkdir(path, mode)
+    except FileExistsError:
+        return
 
 
 def create(home: Home, layout: Layout, levels: Levels, special_use: str) -> None:
@@ -159,7 +168,13 @@ def mailbox_lock(home: Home, path: bytes) -> Iterator[None]:
     """The flock of one mailbox, so that nobody works in it while it is moved."""
     if not is_mailbox(path):
         raise NoSuchMailbox("Mailbox does not exist")
-    fd = os.open(os.path.join(path, b"pymx.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, home.mode)
+    with _flock(path, home.mode):
+        yield
+
+
+@contextmanager
+def _flock(path: bytes, mode: int) -> Iterator[None]:
+    fd = os.open(os.path.join(path, b"pymx.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
