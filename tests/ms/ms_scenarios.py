@@ -87,6 +87,16 @@ class HasKeyword:
     name: str
 
 
+@dataclass(frozen=True)
+class Flagged:
+    """`token` in `place` has these flags and keywords; unless `durable`, a power cut may take them back."""
+
+    place: Levels
+    token: str
+    flags: frozenset[str]
+    durable: bool
+
+
 class Violation(Exception):
     """A promise was broken."""
 
@@ -160,6 +170,7 @@ def do_append(there: Account, disk: Recorder) -> None:
     value, new = appending.append(box, [(content("a"), 1, (), 1000), (content("b"), 1, (), None)], None)
     disk.ack(Stored("a", (BOX,)))
     disk.ack(Stored("b", (BOX,)))
+    disk.ack(Flagged(BOX, "a", frozenset({"\\Seen"}), durable=True))
     assert found
     disk.ack(Told(BOX, value, new[0], "a"))
     disk.ack(Told(BOX, value, new[1], "b"))
@@ -184,6 +195,7 @@ def do_store(there: Account, disk: Recorder) -> None:
     found = uids(there, BOX)
     flagging.store(there.box(BOX), list(found.values()), flagging.Change("add", 1, ["$Important"]))
     disk.ack(Keyword(BOX, "$Important"))
+    disk.ack(Flagged(BOX, "kept", frozenset({"\\Seen", "$Important"}), durable=False))
 
 
 def do_expunge(there: Account, disk: Recorder) -> None:
@@ -307,6 +319,7 @@ def do_select(there: Account, disk: Recorder) -> None:
 def do_more_keywords(there: Account, disk: Recorder) -> None:
     """The keywords of one message beyond the letters, while those of another change."""
     disk.ack(HasKeyword(BOX, "kept", "k26"))
+    disk.ack(Flagged(BOX, "kept", frozenset(f"k{n}" for n in range(26)), durable=True))
     box = there.box(BOX)
     flagging.store(box, list(uids(there, BOX).values()), flagging.Change("add", 0, ["k27"]))
 

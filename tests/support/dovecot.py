@@ -19,7 +19,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from support.programs import find, require, tail
 from support.wait import wait_for
 
 _NOBODY = 65534
+_PASSWORD = "geheim"
 # complaints about Dovecot's own services that a lone imap process does without
 _HARMLESS = ("stats-writer", "anvil", "Warning: fcntl", "stats: ")
 
@@ -40,7 +41,8 @@ class DovecotPorts:
 
     imap: int
     lmtp: int
-    password: str = "geheim"
+    password: str = _PASSWORD
+    config: Path = Path()
 
 
 class Dovecot:
@@ -133,12 +135,20 @@ namespace inbox {{
             raise AssertionError(f"doveadm {shlex.join(arguments)}: {done.returncode} {done.stderr}{tail(self.log)}")
         return done.stdout
 
-    def serve(self, root: Path) -> DovecotPorts:
-        """A whole server for `<root>/<domain>/<local-part>`; any user, password `geheim`, no TLS."""
+    def serve(self, root: Path, *, users: Sequence[str] = ()) -> DovecotPorts:
+        """A whole server for `<root>/<domain>/<local-part>`; any user, password `geheim`, no TLS.
+
+        With `users` there are only these, and doveadm with the configuration of the ports goes through all (-A, -u ?*).
+        """
         root.mkdir(parents=True, exist_ok=True)
-        ports = DovecotPorts(free_port(), free_port())
+        imap, lmtp = free_port(), free_port()
         user = pwd.getpwuid(os.getuid() or _NOBODY)
         group = grp.getgrgid(user.pw_gid).gr_name
+        userdb = f"driver = static\n  args = uid={user.pw_uid} gid={user.pw_gid} home={root}/%d/%n allow_all_users=yes"
+        if users:
+            listed = self._directory / f"users{len(self._servers)}"
+            listed.write_text("".join(f"{name}:::::{root}/{_home(name)}::\n" for name in users))
+            userdb = f"driver = passwd-file\n  args = {listed}\n  default_fields = uid={user.pw_uid} gid={user.pw_gid}"
         config = self._config(
             f"server{len(self._servers)}",
             f"""protocols = imap lmtp
@@ -154,11 +164,10 @@ namespace inbox {{
 }}
 passdb {{
   driver = static
-  args = password={ports.password}
+  args = password={_PASSWORD}
 }}
 userdb {{
-  driver = static
-  args = uid={user.pw_uid} gid={user.pw_gid} home={root}/%d/%n allow_all_users=yes
+  {userdb}
 }}
 service anvil {{
   chroot =
@@ -169,7 +178,7 @@ service stats {{
 service imap-login {{
   chroot =
   inet_listener imap {{
-    port = {ports.imap}
+    port = {imap}
   }}
   inet_listener imaps {{
     port = 0
@@ -177,7 +186,7 @@ service imap-login {{
 }}
 service lmtp {{
   inet_listener lmtp {{
-    port = {ports.lmtp}
+    port = {lmtp}
   }}
 }}
 """,
@@ -196,10 +205,10 @@ service lmtp {{
         def ready() -> bool:
             if process.poll() is not None:
                 raise AssertionError(f"dovecot ended with status {process.returncode}: {tail(self.log)}")
-            return answers(ports.imap) and answers(ports.lmtp)
+            return answers(imap) and answers(lmtp)
 
         wait_for(ready, what="dovecot listens")
-        return ports
+        return DovecotPorts(imap, lmtp, config=config)
 
     def errors(self) -> list[str]:
         """Lines of its log that are errors, panics or warnings about the mail."""
@@ -217,6 +226,11 @@ service lmtp {{
             process.terminate()
             process.wait(20)
         self._short.cleanup()
+
+
+def _home(user: str) -> str:
+    local_part, _, domain = user.partition("@")
+    return f"{domain}/{local_part}"
 
 
 def _become_ordinary() -> tuple[list[str], bool]:
