@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from pymx.imapd.namespace import Namespace
 from pymx.ms.mailbox import Changes, Mailbox
 from pymx.ms.owner import Owner
-from pymx.proto.imap.rows import NO_RECENT, Row, RowFormat, numbers
+from pymx.proto.imap.rows import NO_RECENT, ListFormat, Row, RowFormat, numbers
 from pymx.proto.imap.sequence import SequenceSet, runs, select
 
 if TYPE_CHECKING:
@@ -248,14 +248,26 @@ class Client:
 
     def form(self, items: Sequence[str], *, tail: bytes = b")\r\n") -> RowFormat:
         """FETCH responses of the selected mailbox with these items, as this client knows them."""
-        mailbox = self.selected
-        first_recent = NO_RECENT if self.rev2 else mailbox.first_recent
-        response = b"UIDFETCH" if self.uidonly else b"FETCH"
-        return RowFormat(items, mailbox.keywords, first_recent, tail=tail, response=response)
+        return RowFormat(items, self.selected.keywords, self._first_recent, tail=tail, response=self._response)
 
-    def numbers(self, rows: Sequence[Row]) -> Sequence[int]:
-        """What rows are called in responses: their sequence numbers, or with UIDONLY their UIDs."""
-        return [row[0] for row in rows] if self.uidonly else numbers(self.selected.uids, rows)
+    def list_form(self, items: Sequence[str]) -> ListFormat:
+        """As `form`, for items of which the store makes a listing."""
+        return ListFormat(items, self.selected.keywords, self._first_recent, response=self._response)
+
+    @property
+    def _first_recent(self) -> int:
+        return NO_RECENT if self.rev2 else self.selected.first_recent
+
+    @property
+    def _response(self) -> bytes:
+        return b"UIDFETCH" if self.uidonly else b"FETCH"
+
+    def numbers(self, uids: Sequence[int]) -> Sequence[int]:
+        """What messages are called in responses: their sequence numbers, or with UIDONLY their UIDs."""
+        return uids if self.uidonly else numbers(self.selected.uids, uids)
+
+    def row_numbers(self, rows: Sequence[Row]) -> Sequence[int]:
+        return self.numbers([row[0] for row in rows])
 
     def write_rows(self, rows: Sequence[Row], *, with_uid: bool, with_flags: bool = True) -> None:
         """FETCH responses with the flags of rows."""
@@ -266,7 +278,7 @@ class Client:
             items.append("MODSEQ")
         if with_flags:
             items.append("FLAGS")
-        self.write(b"".join(self.form(items).lines(self.numbers(rows), rows)))
+        self.write(b"".join(self.form(items).lines(self.row_numbers(rows), rows)))
 
     async def tell_changes(self, *, expunge: bool) -> None:
         """Move the view to what the mailbox is now and say so (RFC 3501 s. 5.2, 7.4.1).

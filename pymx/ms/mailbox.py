@@ -38,7 +38,7 @@ from pymx.ms.errors import NoSuchMailbox, ReadOnly, Stopped
 from pymx.ms.index import FLAGGED
 from pymx.ms.measure import to_wire, wire_chunks, wire_size
 from pymx.ms.owner import Owner
-from pymx.ms.rows import MessageRow
+from pymx.ms.rows import Listing, MessageRow
 
 if TYPE_CHECKING:
     from pymx.ms.store import Store
@@ -228,6 +228,18 @@ class Mailbox:
 
     def _rows(self, uids: Sequence[int], rendered: bool, dated: bool, _: Account) -> list[MessageRow]:
         return reading.rows(self._box, self._low, uids, rendered, self._store.render, dated=dated)
+
+    async def listings(self, uids: Sequence[int], columns: Sequence[str]) -> AsyncIterator[Listing]:
+        """As `rows`, but columns of text for a listing of many messages: see `Listing`."""
+        for start in range(0, len(uids), rows.BATCH):
+            work = functools.partial(self._listing, uids[start : start + rows.BATCH], columns)
+            batch = await self._run(work, bulk=len(uids) > _BULK_MESSAGES)
+            if batch.uids:
+                yield batch
+
+    def _listing(self, uids: Sequence[int], columns: Sequence[str], _: Account) -> Listing:
+        with self._box.home.index.read() as db:
+            return rows.listing(db, self._low, uids, columns)
 
     async def prepare_rendering(self) -> None:
         """Ask for help if most of a large mailbox is not rendered yet: another process begins at its end."""

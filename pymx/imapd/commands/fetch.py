@@ -1,8 +1,8 @@
 """FETCH (RFC 3501 s. 6.4.5), streamed: rows in batches, messages one at a time, the network in pieces of 64 KB.
 
-What needs only rows of the store goes through `RowFormat`. Octets of a message follow the row's items in the same
-response. A large message asked for as a whole is never in memory; one that is fetched piece by piece (`BODY[]<o.n>`) is
-kept between the commands for a while.
+What needs only rows of the store goes through `RowFormat`, flags and numbers alone through `ListFormat`. Octets of a
+message follow the row's items in the same response. A large message asked for as a whole is never in memory; one that
+is fetched piece by piece (`BODY[]<o.n>`) is kept between the commands for a while.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pymx.proto.imap.binary import UnknownEncoding, extract_binary
 from pymx.proto.imap.bodystructure import bodystructure
 from pymx.proto.imap.commands.fetch import BodyItem, Fetch, FetchItem
 from pymx.proto.imap.errors import Bad, No
-from pymx.proto.imap.rows import Row, RowFormat
+from pymx.proto.imap.rows import LISTED, Row, RowFormat
 from pymx.proto.imap.section import extract
 from pymx.proto.imap.sequence import SequenceSet, ranges_of, run_text
 
@@ -56,6 +56,11 @@ class _Plan:
     def needs_message(self) -> bool:
         return bool(self.bodies) or self.structure
 
+    @property
+    def is_listing(self) -> bool:
+        """Flags and numbers only, as clients ask for of whole mailboxes."""
+        return not self.needs_message and all(item in LISTED for item in self.row_items)
+
 
 async def fetch(client: Client, arguments: Fetch) -> bytes:
     if arguments.vanished and not client.qresync:
@@ -72,21 +77,40 @@ async def fetch(client: Client, arguments: Fetch) -> bytes:
         uids = await mailbox.modified_since(uids, since)
     if arguments.window is not None:
         uids = arguments.window.of(uids)
+    if plan.is_listing:
+        seen = await _write_listing(client, plan, uids)
+    else:
+        seen = await _write_rows(client, plan, uids)
+    if seen < len(uids) and since is None and not arguments.by_uid:
+        return b"OK [EXPUNGEISSUED] Some of the messages are gone."  # RFC 5530; what there is was sent
+    return b"OK Fetch completed."
+
+
+async def _write_listing(client: Client, plan: _Plan, uids: Sequence[int]) -> int:
+    """How many messages there are."""
+    seen = 0
+    form = client.list_form(plan.row_items)
+    async for listing in client.selected.listings(uids, form.columns):
+        seen += len(listing.uids)
+        client.write(form.lines(client.numbers(listing.uids), listing.uids, listing.texts))
+        await client.drain()
+    return seen
+
+
+async def _write_rows(client: Client, plan: _Plan, uids: Sequence[int]) -> int:
     seen = 0
     tail = b"" if plan.needs_message else b")\r\n"
     form = client.form(plan.row_items, tail=tail)
-    async for rows in mailbox.rows(uids, rendered=plan.rendered, dated="INTERNALDATE" in plan.row_items):
+    async for rows in client.selected.rows(uids, rendered=plan.rendered, dated="INTERNALDATE" in plan.row_items):
         seen += len(rows)
         if plan.ids or plan.previews:
             rows = await _extended(client, plan, rows)
         if plan.needs_message:
             await _with_messages(client, plan, form, rows)
         else:
-            client.write(b"".join(form.lines(client.numbers(rows), rows)))
+            client.write(b"".join(form.lines(client.row_numbers(rows), rows)))
             await client.drain()
-    if seen < len(uids) and since is None and not arguments.by_uid:
-        return b"OK [EXPUNGEISSUED] Some of the messages are gone."  # RFC 5530; what there is was sent
-    return b"OK Fetch completed."
+    return seen
 
 
 async def fetch_new(client: Client, uids: Sequence[int], items: Sequence[FetchItem]) -> None:
@@ -128,7 +152,7 @@ async def _with_messages(client: Client, plan: _Plan, form: RowFormat, rows: Seq
     newly_seen: set[int] = set()
     if plan.sets_seen:
         rows, newly_seen = await _set_seen(client, rows)
-    heads = form.lines(client.numbers(rows), rows)
+    heads = form.lines(client.row_numbers(rows), rows)
     by_uid = {row[0]: (row, head) for row, head in zip(rows, heads, strict=True)}
     async with aclosing(cast(_Messages, client.selected.messages([row[0] for row in rows]))) as messages:
         async for uid, message in messages:

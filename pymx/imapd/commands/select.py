@@ -64,7 +64,7 @@ async def _resynchronize(client: Client, mailbox: Mailbox, qresync: Qresync) -> 
     changed = await mailbox.modified_since(uids, qresync.modseq)
     form = client.form(("FLAGS", "MODSEQ") if client.uidonly else ("UID", "FLAGS", "MODSEQ"))
     async for rows in mailbox.rows(changed):
-        client.write(b"".join(form.lines(client.numbers(rows), rows)))
+        client.write(b"".join(form.lines(client.row_numbers(rows), rows)))
         await client.drain()
 
 

@@ -3,13 +3,14 @@
 A row is `(uid, modseq, flags, keywords, octets, internaldate, savedate, envelope, bodystructure, emailid, preview)`,
 the first seven always and of the rest as much as the items need. Every item becomes a column that `zip` and one `%`
 format put together, so that a flag listing costs a fraction of a microsecond per message: everything per row happens in
-C but for the format itself.
+C but for the format itself. Where all items are numbers and flags (`LISTED`), `ListFormat` does the same from columns
+of text, as the store can give them too.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from operator import itemgetter
 from typing import Any
@@ -115,12 +116,76 @@ class RowFormat:
         return b"FLAGS (%b)" % texts[row[FLAGS], row[KEYWORDS]]
 
 
-def numbers(view: Sequence[int], rows: Sequence[Row]) -> Sequence[int]:
-    """Sequence numbers of rows (ascending, all of them in the view)."""
-    if not rows:
+# Items that a listing has: their text, and the column of the store's listing.
+LISTED: dict[str, tuple[str, str]] = {
+    "UID": ("UID %s", "uid"),
+    "FLAGS": ("FLAGS (%s)", "flags"),
+    "MODSEQ": ("MODSEQ (%s)", "modseq"),
+    "RFC822.SIZE": ("RFC822.SIZE %s", "octets"),
+}
+
+
+class _StateTexts(dict[str, str]):
+    """Flags and keywords as a listing has them (`1`, `1:4`) → the text between the parentheses, made once each."""
+
+    __slots__ = ("_texts",)
+
+    def __init__(self, texts: FlagTexts) -> None:
+        super().__init__()
+        self._texts = texts
+
+    def __missing__(self, state: str) -> str:
+        flags, _, keywords = state.partition(":")
+        text = self[state] = self._texts[int(flags), int(keywords or "0")].decode("ascii")
+        return text
+
+
+class ListFormat:
+    """As `RowFormat`, for items that are all in `LISTED`."""
+
+    def __init__(
+        self,
+        items: Iterable[str],
+        keywords: Sequence[str],
+        first_recent: int = NO_RECENT,
+        *,
+        response: bytes = b"FETCH",
+    ) -> None:
+        self._first_recent = first_recent
+        self._old = _StateTexts(FlagTexts(keywords, recent=False))
+        self._recent = _StateTexts(FlagTexts(keywords, recent=True))
+        listed = [LISTED[item] for item in items]
+        self._columns = [column for _, column in listed]
+        self._template = f"* %s {response.decode()} ({' '.join([text for text, _ in listed])})\r\n"
+
+    @property
+    def columns(self) -> list[str]:
+        """What to ask the store for."""
+        return [column for column in dict.fromkeys(self._columns) if column != "uid"]
+
+    def lines(self, numbers: Sequence[int], uids: Sequence[int], texts: Mapping[str, Sequence[str]]) -> bytes:
+        """Responses for `uids` (ascending), whose columns `texts` are."""
+        split = bisect_left(uids, self._first_recent)
+        if "flags" not in texts or split in (0, len(uids)):
+            return self._format(numbers, texts, self._old if split else self._recent)
+        before = {column: values[:split] for column, values in texts.items()}
+        after = {column: values[split:] for column, values in texts.items()}
+        return self._format(numbers[:split], before, self._old) + self._format(numbers[split:], after, self._recent)
+
+    def _format(self, numbers: Sequence[int], texts: Mapping[str, Sequence[str]], states: _StateTexts) -> bytes:
+        columns = [
+            map(states.__getitem__, texts[column]) if column == "flags" else texts[column] for column in self._columns
+        ]
+        template = self._template
+        return "".join([template % values for values in zip(numbers, *columns, strict=True)]).encode("ascii")
+
+
+def numbers(view: Sequence[int], uids: Sequence[int]) -> Sequence[int]:
+    """Sequence numbers of UIDs (ascending, all of them in the view)."""
+    if not uids:
         return ()
-    start = bisect_left(view, rows[0][UID])
-    stop = start + len(rows)
-    if stop <= len(view) and view[stop - 1] == rows[-1][UID]:
+    start = bisect_left(view, uids[0])
+    stop = start + len(uids)
+    if stop <= len(view) and view[stop - 1] == uids[-1]:
         return range(start + 1, stop + 1)  # both ascending, same length, same ends: the same messages
-    return [bisect_left(view, row[UID], start) + 1 for row in rows]
+    return [bisect_left(view, uid, start) + 1 for uid in uids]
