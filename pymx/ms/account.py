@@ -13,7 +13,7 @@ from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from pymx import log
-from pymx.ms import folders, morekeywords, subscriptions
+from pymx.ms import firstsight, folders, morekeywords, subscriptions
 from pymx.ms.box import Box, Home, make_directories
 from pymx.ms.disk import Disk
 from pymx.ms.dovecotplace import Place
@@ -98,7 +98,9 @@ class Account:
         with self._mutex:
             box = self._boxes.get(levels)
             if box is None:
-                box = self._boxes[levels] = Box(self.home, levels, path, reconcile, morekeywords.write)
+                box = self._boxes[levels] = Box(
+                    self.home, levels, path, reconcile, morekeywords.write, firstsight.complete
+                )
             self._recent.pop(levels, None)
             self._recent[levels] = box
             if len(self._recent) > _KEPT:
@@ -116,7 +118,7 @@ class Account:
         self._make_roots()
         with folders.account_lock(self.home):
             if not is_mailbox(self.home.root):
-                inbox = Box(self.home, INBOX, self.home.root, reconcile, morekeywords.write)
+                inbox = Box(self.home, INBOX, self.home.root, reconcile, morekeywords.write, firstsight.complete)
                 if os.path.exists(inbox.uidlist):
                     inbox.mend()
                 else:

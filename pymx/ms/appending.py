@@ -19,6 +19,7 @@ def append(box: Box, items: Sequence[Item], render: arrive.Render | None) -> tup
     try:
         for content, _, _, date in items:
             prepared.append(arrive.prepare(box, content, render, internaldate=date))
+        box.refresh()  # rows that are missing are written in more than one hold
         with Hold(box) as hold:
             messages = [
                 (message, item[1], letters.bits(hold, item[2])) for message, item in zip(prepared, items, strict=True)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from types import TracebackType
+from typing import TYPE_CHECKING, Literal
 
 from pymx.ms import uidlist
 from pymx.ms.disk import Disk
@@ -26,11 +27,15 @@ from pymx.ms.layout import Levels, storage_name
 from pymx.ms.uidlist import Record
 from pymx.ms.view import ViewCache
 
+if TYPE_CHECKING:
+    from pymx.ms.firstsight import Sight
+
 LOCK = b"pymx.lock"
 
 # uidlist inode, size, mtime; mtimes of cur/ and new/
 Stamp = tuple[int, int, int, int, int]
 POWER_CUT = -1.0  # dirty_since of a mailbox not yet looked at after a power cut
+FILLING = -2.0  # dirty_since of one whose rows are still being written (`pymx.ms.firstsight`)
 
 
 @dataclass(slots=True)
@@ -102,6 +107,7 @@ class Box:
         path: bytes,
         reconcile: Callable[[Hold, bool], None],
         write_more_keywords: Callable[[Hold], None],
+        fill: Callable[[Box], None],
     ) -> None:
         self.home = home
         self.levels = levels
@@ -115,6 +121,9 @@ class Box:
         self.mutex = threading.RLock()
         self.reconcile = reconcile
         self.write_more_keywords = write_more_keywords
+        self.fill = fill
+        self.filling = threading.RLock()  # taken before `mutex`, never in a hold
+        self.sight: Sight | None = None  # rows that are still to be written
         self.views = ViewCache()
         self.last_listing = 0.0
         self.seen: Stamp | None = None  # what the files looked like when the index was last known to be current
@@ -185,6 +194,8 @@ class Box:
         with self.home.index.read() as db:
             row = self.row(db)
         if not self.current(row):
+            if row is None or not row.guid or row.dirty_since == FILLING:
+                self.fill(self)
             with Hold(self):
                 return
         assert row is not None
@@ -217,17 +228,23 @@ class Box:
 
 
 class Hold:
-    """The mailbox under all its locks, with its row and an open index transaction."""
+    """The mailbox under all its locks, with its row and an open index transaction.
 
-    def __init__(self, box: Box, *, full: bool = False) -> None:
+    `rows`: which of them the holder needs. Usually all; with `some` a mailbox may be FILLING, the uidlist being taken
+    in; with `none` it may never have been seen.
+    """
+
+    def __init__(self, box: Box, *, full: bool = False, rows: Literal["all", "some", "none"] = "all") -> None:
         self.box = box
         self.disk = box.home.disk
         self.row: Row
         self.db: Connection
         self.modseq = 0
         self.more_keywords = False  # keywords beyond the letters changed
+        self.listed: tuple[int, int] | None = None  # times of cur/ and new/ from before they were listed
         self.undo: list[bytes] = []  # names made in this hold, to take away if it can't be committed
         self._full = full
+        self._rows = rows
         self._lock_fd = -1
         self._dotlock = DotLock(self.disk, box.uidlist)
         self._dotlocked = False
@@ -244,11 +261,36 @@ class Hold:
             row = self.box.row(self.db)
             self.row = row or self._adopt()
             if self._full or row is None or not self.box.current(row):
-                self.box.reconcile(self, self._full)
+                self._take_in()
         except BaseException:
             self._leave(commit=False)
             raise
         return self
+
+    def _take_in(self) -> None:
+        row = self.row
+        if not self._full and (
+            (self._rows == "none" and not row.guid)
+            or (self._rows != "all" and row.dirty_since == FILLING and self._uidlist_taken_in())
+        ):
+            return
+        self.box.reconcile(self, self._full)
+
+    def _uidlist_taken_in(self) -> bool:
+        """Whether `row.uidnext` is above all lines, those that others added last among them."""
+        row, (ino, size, mtime, *_) = self.row, self.box.stamp()
+        if (ino, size, mtime) == row.stamp[:3]:
+            return True
+        if not ino or ino != row.uidlist_ino or size <= row.uidlist_size:
+            return False
+        with open(self.box.uidlist, "rb") as file:
+            file.seek(row.uidlist_size)
+            records, clean = uidlist.parse_records(file.read(), after=row.uidnext - 1)
+        if not clean or not records:
+            return False
+        row.uidnext = records[-1][0] + 1
+        self.saved()
+        return True
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._leave(commit=kind is None)
@@ -346,6 +388,10 @@ class Hold:
     def _save(self) -> None:
         row = self.row
         stamp = self.box.stamp()
+        if row.dirty_since == FILLING:
+            stamp = (*stamp[:3], 0, 0)
+        elif self.listed is not None:
+            stamp = (*stamp[:3], *self.listed)  # what changed since the listing is found by the next
         row.uidlist_ino, row.uidlist_size, row.uidlist_mtime, row.cur_mtime, row.new_mtime = stamp
         self.box.seen = None if row.dirty_since else stamp
         self.box.seen_modseq = row.highestmodseq
@@ -380,7 +426,9 @@ class Hold:
                 self.disk.unlink(os.path.join(self.box.home.root, b"maildirsize"))  # Dovecot makes it anew
             except FileNotFoundError:
                 pass
-        self.row.dirty_since = time.time()
+        self.listed = None
+        if self.row.dirty_since != FILLING:
+            self.row.dirty_since = time.time()
 
     def saved(self) -> None:
         """The row changed; the files perhaps not."""
@@ -394,11 +442,11 @@ class Hold:
         self._touched = True
         return self.modseq
 
-    def append_lines(self, records: list[Record]) -> None:
-        """Add lines to the uidlist in one write; UIDs from `row.uidnext` up."""
+    def append_lines(self, records: list[Record], lines: bytes = b"") -> None:
+        """Add lines to the uidlist in one write; UIDs from `row.uidnext` up. `lines`: the records, made before."""
         fd = self.disk.open_append(self.box.uidlist)
         try:
-            self.disk.append(fd, uidlist.lines(records))
+            self.disk.append(fd, lines or uidlist.lines(records))
         finally:
             self.disk.close(fd)
         self.row.uidnext = max(self.row.uidnext, records[-1][0] + 1)

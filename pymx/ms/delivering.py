@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pymx.ms import arrive, letters
+from pymx.ms import arrive, firstsight, letters
 from pymx.ms.box import Box, Hold, Row
 from pymx.ms.errors import NoSuchMailbox
 from pymx.spool import Content
@@ -30,6 +30,7 @@ class Opened:
     uids: array[int]
     first_recent: int
     keywords: list[str]
+    early: firstsight.Begun | None = None  # its rows are not written yet
 
 
 def groups(contents: Sequence[Content]) -> list[list[int]]:
@@ -56,10 +57,12 @@ def deliver(
 ) -> Placed:
     """Store one message: durable at return (two syncs; one if it is linked to a file already synced)."""
     disk = box.home.disk
+    if not box.guid and firstsight.begin(box, claim=False) is not None:
+        firstsight.complete(box)
     message = shared.shared() if shared else arrive.prepare(box, content, render)
     try:
         try:
-            with Hold(box) as hold:
+            with Hold(box, rows="some") as hold:
                 uid = arrive.place(hold, [(message, flags, 0)])[0]
                 uidvalidity = hold.row.uidvalidity
         except OSError as error:
@@ -89,6 +92,10 @@ def told_row(box: Box) -> Row:
 
 def opened(box: Box, claim: Callable[[Box], int] | None) -> Opened:
     """Everything a session begins with; `claim` makes new messages this session's \\Recent."""
+    begun = firstsight.begin(box, claim=claim is not None)
+    if begun is not None:
+        box.tell(begun.row.uidlist_ino, begun.row.uidlist_size)
+        return Opened(begun.row, begun.uids, begun.first_recent, begun.keywords, begun)
     row = told_row(box)
     first_recent = row.first_recent
     if claim is not None and row.first_recent < row.uidnext:

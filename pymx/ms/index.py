@@ -30,6 +30,7 @@ UID_BITS = 32
 UID_MASK = 0xFFFFFFFF
 _CHECKPOINT_COMMITS = 400
 _CHANGE_DAYS = 90
+_WAL_TRIES = 100
 _CHANGE_RUNS = 100_000
 _log = log.get("ms")
 
@@ -241,7 +242,7 @@ class Index:
     def _open(self) -> sqlite3.Connection:
         db = self._connect()
         try:
-            db.execute("PRAGMA journal_mode=WAL")
+            _to_wal(db)
             db.execute("BEGIN IMMEDIATE")
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
@@ -265,7 +266,11 @@ class Index:
             return
         if meta.get("users") != 0:
             # Power cut: what was told last may be gone. Each mailbox is listed anew at its next use.
-            db.execute("UPDATE mailbox SET uidlist_ino=0, uidlist_size=0, cur_mtime=0, new_mtime=0, dirty_since=-1")
+            # One whose rows were still being written counts as never seen.
+            db.execute(
+                "UPDATE mailbox SET guid=CASE dirty_since WHEN -2 THEN '' ELSE guid END,"
+                " uidlist_ino=0, uidlist_size=0, cur_mtime=0, new_mtime=0, dirty_since=-1"
+            )
             _log.warning("power_cut_found", path=os.fsdecode(self._path))
         db.executemany("UPDATE meta SET value=? WHERE key=?", [(self._boot, "boot"), (1, "users")])
 
@@ -276,6 +281,18 @@ class Index:
                 os.rename(self._path + suffix, aside + suffix)
             except FileNotFoundError:
                 continue
+
+
+def _to_wal(db: Connection) -> None:
+    """SQLite does not wait here for another process that makes the same file just now."""
+    for left in range(_WAL_TRIES, -1, -1):
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            return
+        except IndexBusy as error:
+            if not left or "locked" not in str(error):
+                raise
+            time.sleep(0.05)
 
 
 def open_read_only(path: bytes) -> Connection:

@@ -32,7 +32,7 @@ from pymx.ms import (
     view,
 )
 from pymx.ms.account import Account
-from pymx.ms.box import Box
+from pymx.ms.box import FILLING, Box
 from pymx.ms.change import Change
 from pymx.ms.errors import NoSuchMailbox, ReadOnly, Stopped
 from pymx.ms.index import FLAGGED
@@ -159,6 +159,7 @@ class Mailbox:
         self._closed = False
         self._stopped = False
         self._rendering_asked = False
+        self._early = state.early  # what SELECT tells is known before the rows are there
 
     # Looking
 
@@ -274,6 +275,9 @@ class Mailbox:
 
     async def first_unseen(self) -> int | None:
         """The first UID of the view without \\Seen."""
+        early, self._early = self._early, None
+        if early is not None and early.uids is self.uids:
+            return early.first_unseen
 
         def first(_: Account) -> int | None:
             with self._box.home.index.snapshot() as db:
@@ -526,6 +530,8 @@ class Mailbox:
                 self._box.refresh()  # the index is new
             with self._box.home.index.read() as db:
                 row = self._box.row(db)
+            if row is not None and row.dirty_since == FILLING:
+                self._box.refresh()  # returns when all rows are there
             if row is not None:
                 break
         if row is None or row.id != self._id or row.uidvalidity != self.uidvalidity:

@@ -15,7 +15,7 @@ from itertools import repeat
 
 from pymx import log
 from pymx.ms import keywords, morekeywords, names, repair, uidlist
-from pymx.ms.box import POWER_CUT, Hold
+from pymx.ms.box import FILLING, POWER_CUT, Hold
 from pymx.ms.index import ARRIVED, EXPUNGED
 from pymx.ms.measure import sizes, wire_size
 from pymx.ms.uidlist import Record
@@ -38,22 +38,24 @@ def reconcile(hold: Hold, full: bool = False) -> None:
     row, box = hold.row, hold.box
     power_cut = row.dirty_since == POWER_CUT
     born = not row.guid
+    filling = row.dirty_since == FILLING  # by somebody who was killed, or is slower
     stamp = box.stamp()
     dirty = row.dirty_since > 0 and row.stamp == stamp
     lines: list[Record] = []
     if stamp[:3] != row.stamp[:3] or not row.guid or full or power_cut:
         lines = repair.read_lines(hold, stamp, whole=full)
-    _take_keywords(hold)
+    take_keywords(hold)
     every = full or born or power_cut or dirty or bool(lines)
     list_cur = every or stamp[3] != row.cur_mtime
     list_new = every or stamp[4] != row.new_mtime
     if list_cur or list_new:
         _take_listing(hold, lines, list_cur=list_cur, list_new=list_new, born=born)
         box.last_listing = time.time() if list_cur and list_new else box.last_listing
-    if born:
+    if born or filling:
         morekeywords.restore(hold)
-        row.expunge_floor = hold.next_modseq()  # what was expunged before is not known
+        row.expunge_floor = hold.next_modseq()  # what was expunged before is not known, though it may have been told
     row.dirty_since = 0.0
+    hold.listed = stamp[3:]
     hold.saved()
     if power_cut:
         # A change told at the end may have been lost with the index: every client looks again.
@@ -63,7 +65,7 @@ def reconcile(hold: Hold, full: bool = False) -> None:
         row.expunge_floor = modseq
 
 
-def _take_keywords(hold: Hold) -> None:
+def take_keywords(hold: Hold) -> None:
     """Copy the letters' names into the index where they differ."""
     known = dict(
         hold.db.execute("SELECT bit, name FROM keyword WHERE mailbox=? AND bit<?", (hold.row.id, names.LETTERS))
@@ -103,7 +105,7 @@ def _take_listing(hold: Hold, lines: list[Record], *, list_cur: bool, list_new: 
         hold.recount()
 
 
-def _listing(directory: bytes) -> set[bytes]:
+def listing(directory: bytes) -> set[bytes]:
     return {name for name in os.listdir(directory) if not name.startswith(b".")}
 
 
@@ -114,13 +116,13 @@ def _compare(hold: Hold, *, list_cur: bool, list_new: bool) -> _Seen:
     for in_new, directory in ((0, hold.box.cur), (1, hold.box.new)):
         if not (list_new if in_new else list_cur):
             continue
-        there = _listing(directory)
+        there = listing(directory)
         known = dict(hold.db.execute(statement, (row.low, row.high, in_new)))
         for name in known.keys() - there:
             seen.gone[names.base_of(name)] = (known[name], name)
         fresh = there - known.keys()
         bases = [name.partition(b":")[0] for name in fresh]
-        if not seen.fresh and len(set(bases)) == len(bases) and b"" not in bases and _usable(fresh):
+        if not seen.fresh and len(set(bases)) == len(bases) and b"" not in bases and usable(fresh):
             seen.fresh = dict(zip(bases, zip(fresh, repeat(in_new)), strict=False))
             continue
         for name in fresh:
@@ -135,7 +137,7 @@ def _compare(hold: Hold, *, list_cur: bool, list_new: bool) -> _Seen:
     return seen
 
 
-def _usable(names_there: set[bytes]) -> bool:
+def usable(names_there: set[bytes]) -> bool:
     """No line ends in any of them."""
     joined = b"/".join(names_there)
     return b"\n" not in joined and b"\r" not in joined
@@ -223,20 +225,24 @@ def _insert(hold: Hold, placed: list[tuple[int, bytes, int, bytes]]) -> None:
         flags, letters = names.flags_of(name)
         octets = names.wire_octets(name)
         if octets is None:
-            octets = _octets(keys, os.path.join(hold.box.new if in_new else hold.box.cur, name))
+            octets = octets_of(keys, os.path.join(hold.box.new if in_new else hold.box.cur, name))
             if octets is None:
                 continue
-        guid = None
-        if keys:
-            guid = next((key[1:].decode("ascii", "replace") for key in keys.split() if key[:1] == b"G"), None)
-        rows.append((low | uid, flags, letters, octets, in_new, name, guid))
+        rows.append((low | uid, flags, letters, octets, in_new, name, guid_of(keys)))
     # what is the same in all rows is not bound again and again: there may be 200,000
     statement = f"INSERT OR IGNORE INTO message VALUES(?, {modseq:d}, ?, ?, ?, NULL, {now:d}, ?, ?, ?)"
     hold.db.executemany(statement, rows)
     hold.record_change([r[0] & uidlist.MAX_UID for r in rows], ARRIVED)
 
 
-def _octets(keys: bytes, path: bytes) -> int | None:
+def guid_of(keys: bytes) -> str | None:
+    """The GUID in a line, if it is not the base."""
+    if not keys:
+        return None
+    return next((key[1:].decode("ascii", "replace") for key in keys.split() if key[:1] == b"G"), None)
+
+
+def octets_of(keys: bytes, path: bytes) -> int | None:
     """The wire size, from the line or the file; None if it is no message after all."""
     if b" W" in keys:
         value = next((key[1:] for key in keys.split() if key[:1] == b"W"), b"")

@@ -61,6 +61,12 @@ def _missing(hold: Hold) -> None:
         _log.error("uidlist_rebuilt", mailbox=hold.box.name, path=os.fsdecode(hold.box.uidlist), count=row.messages)
         hold.rewrite(_row_records(hold))
         return
+    make_uidlist(hold)
+
+
+def make_uidlist(hold: Hold) -> None:
+    """An empty one for a mailbox that never had one."""
+    row = hold.row
     row.uidvalidity = uidvalidity.next_value(hold.disk, hold.box.home.place.account_files, hold.box.home.mode)
     row.guid = secrets.token_hex(16)
     hold.rewrite([])

@@ -21,7 +21,19 @@ from typing import TypeVar
 
 from pymx import log, metrics
 from pymx.config import model
-from pymx.ms import appending, arrive, attributes, copying, delivering, flagging, folders, names, quota, removing
+from pymx.ms import (
+    appending,
+    arrive,
+    attributes,
+    copying,
+    delivering,
+    firstsight,
+    flagging,
+    folders,
+    names,
+    quota,
+    removing,
+)
 from pymx.ms.account import Account
 from pymx.ms.box import Box
 from pymx.ms.change import Changed
@@ -143,6 +155,8 @@ class Store:
         self.hints = Hints(runtime_dir)
         self.watch = Watch(self._look)
         self._threads = Threads(mail.threads, "ms")
+        self._behind: set[asyncio.Future[None]] = set()  # rows being written behind a SELECT
+        self._closing = False
         self._bulk = ThreadPoolExecutor(mail.bulk_threads, thread_name_prefix="ms-bulk")
 
     async def start(self) -> None:
@@ -153,6 +167,9 @@ class Store:
     async def close(self) -> None:
         await self.watch.close()
         self.hints.close()
+        self._closing = True
+        if self._behind:
+            await asyncio.wait(self._behind)
         loop = asyncio.get_running_loop()
         for account in list(self._accounts.values()):
             await loop.run_in_executor(self._bulk, functools.partial(account.call, account.close))
@@ -527,8 +544,27 @@ class Store:
 
         box, state = await self.run(owner, opened)
         mailbox = Mailbox(self, owner, self._layout.name(levels), box, state, read_only=read_only)
-        await mailbox.prepare_rendering()
+        if state.early is None:
+            await mailbox.prepare_rendering()
+        else:
+            self._write_rows(owner, box)
         return mailbox
+
+    def _write_rows(self, owner: Owner, box: Box) -> None:
+        """Those of a mailbox opened before it had any; whatever needs them first waits for this, or does it."""
+        account = self._account(owner)
+        account.uses += 1
+        work = functools.partial(firstsight.complete, box, lambda: self._closing)
+        future = asyncio.get_running_loop().run_in_executor(self._bulk, _aside, account, work)
+
+        def written(done: asyncio.Future[None]) -> None:
+            account.uses -= 1
+            self._behind.discard(done)
+            if not self._closing:
+                self.wants_rendering(owner.email, box.guid)  # as `Mailbox.prepare_rendering`: it can only be cold
+
+        self._behind.add(future)
+        future.add_done_callback(written)
 
     def observe(self, owner: Owner, wake: Callable[[], None]) -> Observer:
         """Hear of whatever happens in the account; `wake` is called in the loop."""
