@@ -138,6 +138,8 @@ def items(text: bytes) -> tuple[object, ...]:
         (b"(EMAILID SAVEDATE PREVIEW (LAZY) PREVIEW)", ("EMAILID", "SAVEDATE", "PREVIEW")),
         (b"preview (lazy)", ("PREVIEW (LAZY)",)),
         (b"RFC822.HEADER", (BodyItem(b"RFC822.HEADER", Section((), "HEADER"), peek=True),)),
+        (b"rfc822.peek", (BodyItem(b"RFC822", Section(), peek=True),)),
+        (b"RFC822.TEXT.PEEK", (BodyItem(b"RFC822.TEXT", Section((), "TEXT"), peek=True),)),
     ],
 )
 def test_fetch_items(text: bytes, expected: tuple[object, ...]) -> None:

@@ -55,6 +55,9 @@ _RFC822: dict[str, BodyItem] = {
     "RFC822": BodyItem(b"RFC822", Section((), "", ()), peek=False),
     "RFC822.HEADER": BodyItem(b"RFC822.HEADER", Section((), "HEADER", ()), peek=True),
     "RFC822.TEXT": BodyItem(b"RFC822.TEXT", Section((), "TEXT", ()), peek=False),
+    # RFC 1730 s. 6.4.5, gone from later versions; Outlook still asks for the first.
+    "RFC822.PEEK": BodyItem(b"RFC822", Section((), "", ()), peek=True),
+    "RFC822.TEXT.PEEK": BodyItem(b"RFC822.TEXT", Section((), "TEXT", ()), peek=True),
 }
 
 
