@@ -10,6 +10,7 @@ import binascii
 
 from pymx.accounts.account import AuthenticationBanned, AuthenticationFailed, AuthenticationUnavailable
 from pymx.accounts.limits import BANNED
+from pymx.imapd.capability import offered_to
 from pymx.imapd.client import Client
 from pymx.ms.owner import Owner
 from pymx.proto.imap.commands.login import Authenticate, Login
@@ -83,4 +84,4 @@ async def _log_in(client: Client, username: str, password: str) -> bytes:
     client.login = account.email
     await server.store.prepare(owner)
     client.owner = owner
-    return b"OK [CAPABILITY %b] Logged in." % server.capabilities
+    return b"OK [CAPABILITY %b] Logged in." % offered_to(client.client_id, server.capabilities)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pymx.imapd.capability import offered_to
 from pymx.imapd.client import Client
 from pymx.proto.imap.commands.plain import Nothing
 
@@ -11,7 +12,7 @@ async def capability(client: Client, arguments: Nothing) -> bytes:
     if client.owner is None:
         words = server.greeting_capabilities(client.peer_ip, secure=client.secure)
     else:
-        words = server.capabilities
+        words = offered_to(client.client_id, server.capabilities)
     client.write(b"* CAPABILITY %b\r\n" % words)
     return b"OK Capability completed."
 
