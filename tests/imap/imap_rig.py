@@ -74,7 +74,7 @@ class Rig:
             "127.0.0.1", port, ssl=None if starttls else self.tls, server_hostname=None if starttls else "localhost"
         )
         client = Client(reader, writer, self.tls)
-        await client.line()
+        client.greeting = await client.line()
         return client
 
     async def login(self, user: str = "alice", password: str = "secret") -> Client:
@@ -94,6 +94,7 @@ class Client:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tls: ssl.SSLContext) -> None:
         self.reader = reader
         self.writer = writer
+        self.greeting = b""
         self._tls = tls
         self._number = 0
 

@@ -2,14 +2,17 @@
 
 Each file in dialogues/ is one. `C: ` is sent, `S: ` expected, `C2: ` and `S2: ` are a second session; `C| ` is sent
 without looking for an answer being a line of a literal. In what is expected, … stands for any text, and ‹name› for text
-that is the same wherever the name comes again. `deliver [MAILBOX]` brings a message, `login` logs in as alice,
-`login2` opens the second session. At the end nothing else may have been said.
+that is the same wherever the name comes again. `deliver [MAILBOX]` brings a message: the one in the lines `M| ` before
+it, or a usual one. `login` logs in as alice, `login2` opens the second session; `greeting` is what the first one was
+greeted with, and `deflate` compresses it from here on. At the end nothing else may have been said, except that after
+LOGOUT the server has closed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+import zlib
 from pathlib import Path
 
 import pytest
@@ -47,21 +50,55 @@ def _pattern(expected: str, known: dict[str, str]) -> re.Pattern[str]:
     return re.compile("".join(parts))
 
 
+class _Deflated:
+    """The lines of a compressed stream (RFC 4978)."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._unpacker = zlib.decompressobj(-15)
+        self._data = b""
+
+    async def readline(self) -> bytes:
+        while b"\n" not in self._data:
+            packed = await self._reader.read(65_536)
+            if not packed:
+                break
+            self._data += self._unpacker.decompress(packed)
+        line, newline, self._data = self._data.partition(b"\n")
+        return line + newline
+
+
 class _Dialogue:
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
         self.clients: dict[str, Client] = {}
         self.known: dict[str, str] = {}
+        self.message: list[str] = []
+        self.packer: zlib._Compress | None = None  # of the first session
 
     async def play(self, text: str) -> None:
         self.clients["C"] = await self.rig.connect()
         for number, line in enumerate(text.splitlines(), 1):
             if line and not line.startswith("#"):
                 await self._step(number, line)
-        for client in self.clients.values():
-            client.send(b"zz NOOP\r\n")
-            assert await self._read(client) == "zz OK NOOP completed."
+        for name, client in self.clients.items():
+            if self.gone(text, name):
+                assert await self._read(client) == ""
+            else:
+                self._send(name, "zz NOOP")
+                assert await self._read(client) == "zz OK NOOP completed."
             await client.close()
+
+    def gone(self, text: str, name: str) -> bool:
+        said = [line for line in text.splitlines() if line.startswith(f"{name}: ")]
+        return bool(said) and said[-1].upper().endswith(" LOGOUT")
+
+    def _send(self, name: str, line: str) -> None:
+        data = line.encode() + b"\r\n"
+        if self.packer is not None and name == "C":
+            # so flush the clients that compress
+            data = self.packer.compress(data) + self.packer.flush(zlib.Z_PARTIAL_FLUSH)
+        self.clients[name].send(data)
 
     async def _step(self, number: int, line: str) -> None:
         word, _, rest = line.partition(" ")
@@ -72,10 +109,20 @@ class _Dialogue:
                 client = self.clients["C2" if word == "login2" else "C"]
                 assert (await client.ask("LOGIN alice@example.test secret"))[-1].startswith(b"OK")
             case "deliver":
-                await self.rig.deliver(MESSAGE, rest or "INBOX")
+                message = "".join(f"{each}\r\n" for each in self.message).encode()
+                await self.rig.deliver(message or MESSAGE, rest or "INBOX")
+                self.message = []
+            case "M|":
+                self.message.append(rest)
+            case "greeting":
+                said = self.clients["C"].greeting.decode()
+                assert _pattern(rest, self.known).fullmatch(said), said
+            case "deflate":
+                self.packer = zlib.compressobj(wbits=-15)
+                self.clients["C"].reader = _Deflated(self.clients["C"].reader)  # type: ignore[assignment]
             case "C:" | "C2:" | "C|":
                 said = re.sub(r"‹(\w+)›", lambda found: self.known[found[1]], rest)
-                self.clients[word[:-1]].send(said.encode() + b"\r\n")
+                self._send(word[:-1], said)
             case "S:" | "S2:":
                 said = await self._read(self.clients[word[:-1].replace("S", "C")])
                 match = _pattern(rest, self.known).fullmatch(said)
