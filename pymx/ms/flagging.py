@@ -5,6 +5,7 @@ Nothing is synced: flags may lose the last moments in a power cut, never in a ki
 
 from __future__ import annotations
 
+import json
 import os
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -17,6 +18,10 @@ from pymx.ms.index import FLAGGED
 from pymx.ms.rows import COLUMNS, MessageRow, select
 
 HOLD_MESSAGES = 1000
+_UPDATE = (
+    "UPDATE message SET modseq=?, flags=?, keywords=?, in_new=0,"
+    " name=CAST(substr(name, 1, length(name) - ?) || ? AS BLOB) WHERE id IN (SELECT value FROM json_each(?))"
+)
 MAX_MODSEQ = 0x7FFFFFFFFFFFFFFF
 
 
@@ -39,6 +44,18 @@ class Done:
     modified: list[int] = field(default_factory=list)
     given: set[int] = field(default_factory=set)  # modseqs of nothing but these changes
     mixed: set[int] = field(default_factory=set)  # UIDs that others had changed since the session was last told
+
+
+@dataclass(slots=True)
+class _Alike:
+    """Messages of one hold with the same flags and the same end of their names, and what becomes of both."""
+
+    flags: int
+    keywords: int
+    ending: bytes
+    cut: int  # octets of the old ending
+    unchanged: bool
+    touched: list[int] = field(default_factory=list)  # UIDs
 
 
 def store(box: Box, uids: Sequence[int], change: Change) -> Done:
@@ -68,50 +85,69 @@ def _hold(box: Box, uids: Sequence[int], full: bool, change: Change, done: Done)
 
 
 def _store_part(hold: Hold, uids: Sequence[int], change: Change, bits: int, done: Done) -> list[int]:
-    mode, flags, since = change.mode, change.flags, change.unchanged_since
+    since = change.unchanged_since
     low, missed, given = hold.row.low, [], 0
-    updates: list[tuple[int, int, int, bytes, int]] = []
-    touched: list[int] = []
-    unseen = deleted = beyond = 0
+    alike: dict[tuple[int, int, bytes], _Alike] = {}
     cur, new, rename = hold.box.cur + b"/", hold.box.new + b"/", hold.disk.rename
     for row in select(hold.db, low, uids, columns=f"{COLUMNS}, in_new, name"):
         uid, modseq, old_flags, old_bits, octets, date, saved, in_new, name = row
         if since is not None and modseq > since:
             done.modified.append(uid)
             continue
-        if mode == "add":
-            new_flags, new_bits = old_flags | flags, old_bits | bits
-        elif mode == "remove":
-            new_flags, new_bits = old_flags & ~flags, old_bits & ~bits
-        else:
-            new_flags, new_bits = flags | (old_flags & PASSED), bits
-        if new_flags == old_flags and new_bits == old_bits:
+        base = names.before_flags(name)
+        ending = name[len(base) :]
+        group = alike.get((old_flags, old_bits, ending))
+        if group is None:
+            group = alike[old_flags, old_bits, ending] = _alike(change, bits, row, base)
+        if group.unchanged:
             done.rows.append(row[:7])
             continue
-        fresh = names.with_flags(name, new_flags, new_bits)
-        if in_new or fresh != name:
+        if in_new or ending != group.ending:
             try:
-                rename((new if in_new else cur) + name, cur + fresh)
+                rename((new if in_new else cur) + name, cur + base + group.ending)
             except FileNotFoundError:
                 missed.append(uid)
                 continue
         given = given or hold.next_modseq()
-        beyond |= old_bits ^ new_bits
-        updates.append((given, new_flags, new_bits, fresh, low | uid))
-        touched.append(uid)
-        done.rows.append((uid, given, new_flags, new_bits, octets, date, saved))
+        group.touched.append(uid)
+        done.rows.append((uid, given, group.flags, group.keywords, octets, date, saved))
         if modseq > change.known:
             done.mixed.add(uid)
-        unseen += (not new_flags & SEEN) - (not old_flags & SEEN)
-        deleted += bool(new_flags & DELETED) - bool(old_flags & DELETED)
-    if updates:
+    _record(hold, alike)
+    return missed
+
+
+def _alike(change: Change, bits: int, row: MessageRow, base: bytes) -> _Alike:
+    """What becomes of a message, and so of all that are like it."""
+    old_flags, old_bits, name = row[2], row[3], row[8]
+    if change.mode == "add":
+        flags, keywords = old_flags | change.flags, old_bits | bits
+    elif change.mode == "remove":
+        flags, keywords = old_flags & ~change.flags, old_bits & ~bits
+    else:
+        flags, keywords = change.flags | (old_flags & PASSED), bits
+    ending = names.with_flags(name, flags, keywords)[len(base) :]
+    unchanged = flags == old_flags and keywords == old_bits
+    return _Alike(flags, keywords, ending, len(name) - len(base), unchanged)
+
+
+def _record(hold: Hold, alike: dict[tuple[int, int, bytes], _Alike]) -> None:
+    """Write rows and counters of what was renamed, with one statement for all that are alike."""
+    row, beyond = hold.row, 0
+    touched: list[int] = []
+    for (old_flags, old_bits, _), group in alike.items():
+        if not group.touched:
+            continue
+        touched += group.touched
+        beyond |= old_bits ^ group.keywords
+        ids = json.dumps([row.low | uid for uid in group.touched])
+        hold.db.execute(_UPDATE, (hold.modseq, group.flags, group.keywords, group.cut, group.ending, ids))
+        row.unseen += len(group.touched) * ((not group.flags & SEEN) - (not old_flags & SEEN))
+        row.deleted += len(group.touched) * (bool(group.flags & DELETED) - bool(old_flags & DELETED))
+    if touched:
         hold.touched()
         hold.more_keywords = beyond >> names.LETTERS != 0
-        hold.db.executemany("UPDATE message SET modseq=?, flags=?, keywords=?, in_new=0, name=? WHERE id=?", updates)
-        hold.row.unseen += unseen
-        hold.row.deleted += deleted
-        hold.record_change(touched, FLAGGED)
-    return missed
+        hold.record_change(sorted(touched), FLAGGED)
 
 
 def _rename(hold: Hold, name: bytes, fresh: bytes) -> bool:

@@ -74,12 +74,15 @@ def _info(flags: int, letters: int, old: bytes) -> bytes:
     return b":2," + bytes(sorted(upper)) + lower + comma + rest
 
 
+def before_flags(name: bytes) -> bytes:
+    """What of a name stays when flags change."""
+    base, _, info = name.partition(b":2,")
+    return base if info else base_of(name)
+
+
 def with_flags(name: bytes, flags: int, keywords: int) -> bytes:
     """The same message's name with these flags, as it stands in `cur/`."""
-    base, _, old = name.partition(b":2,")
-    if not old:
-        base = base_of(name)
-    return base + _info(flags, keywords & LETTER_MASK, old)
+    return before_flags(name) + _info(flags, keywords & LETTER_MASK, name.partition(b":2,")[2])
 
 
 def wire_octets(name: bytes) -> int | None:
