@@ -164,7 +164,8 @@ def _send(context: Context, sender: str, to: str, source: str) -> Probe:
     if not answer["signed"]:
         domain = sender.rpartition("@")[2]
         text, remedy = f"the probe was not signed: {domain} has no DKIM key", f"pymxctl dkim generate {domain}"
-        probe.findings.append(fail(f"prove:{source}:unsigned", text, remedy))
+        why = "Google, Yahoo and Microsoft refuse unsigned mail or file it as junk"
+        probe.findings.append(fail(f"prove:{source}:unsigned", text, remedy, why))
     return probe
 
 
@@ -284,15 +285,23 @@ def _judge(probe: Probe, args: argparse.Namespace) -> Iterator[Finding]:
     yield ok(f"{check}:arrival", f"the probe {whence} arrived within {probe.took_s:.0f} s{tls}")
     if probe.verdict == "delivered" and not probe.tls:
         text = f"the probe {whence} went in the clear: the other server offers no TLS, or ours could not use it"
-        yield warn(f"{check}:tls", text, f"pymxctl trace {probe.queue_id}")
+        yield warn(f"{check}:tls", text, f"pymxctl trace {probe.queue_id}", "who listens on the way can read it")
     if probe.mailbox not in ("INBOX", _ANSWER):
         text = f"the probe {whence} was filed to {probe.mailbox}"
         yield warn(
-            f"{check}:junk", text, "mark it as no junk; new addresses get better with time: [outbound] warm_up_since"
+            f"{check}:junk",
+            text,
+            "mark it as no junk; new addresses get better with time: [outbound] warm_up_since",
+            "other mail goes there too",
         )
     if probe.judgements is None:
         text = f"the answer to the probe {whence} does not say whether SPF, DKIM and DMARC passed"
-        yield warn(f"{check}:results", text, "use a mailbox whose server writes Authentication-Results (--imap-url)")
+        yield warn(
+            f"{check}:results",
+            text,
+            "use a mailbox whose server writes Authentication-Results (--imap-url)",
+            "whether our mail is believed is not proven",
+        )
         return
     for method in _METHODS:
         yield _result(probe, probe.judgements, check, whence, method)
@@ -310,21 +319,43 @@ def _result(probe: Probe, judgements: Judgements, check: str, whence: str, metho
     }[method]
     if not found:
         return warn(
-            f"{check}:{method}", f"{who} says nothing of {name} for the probe {whence}", f"{remedy}: pymxctl dns check"
+            f"{check}:{method}",
+            f"{who} says nothing of {name} for the probe {whence}",
+            f"{remedy}: pymxctl dns check",
+            "whether our mail is believed is not proven",
         )
     said = ", ".join(sorted({judgement.result for judgement in found}))
-    return fail(f"{check}:{method}", f"{who} says {name} {said} for the probe {whence}", f"{remedy}: pymxctl dns check")
+    return fail(
+        f"{check}:{method}",
+        f"{who} says {name} {said} for the probe {whence}",
+        f"{remedy}: pymxctl dns check",
+        "others take our mail for forged or unproven, and refuse it or file it as junk",
+    )
 
 
 def _lost(probe: Probe, check: str, whence: str, args: argparse.Namespace) -> Finding:
     trace = f"pymxctl trace {probe.queue_id}"
     if probe.verdict == "failed":
-        return fail(check, f"the probe {whence} was refused: {probe.reply}", advice(probe.reply) or trace)
+        return fail(
+            check,
+            f"the probe {whence} was refused: {probe.reply}",
+            advice(probe.reply) or trace,
+            "other mail to it is refused as well",
+        )
     if probe.verdict == "deferred":
         text = f"the probe {whence} is put off by the other server: {probe.reply}"
-        return fail(check, text, advice(probe.reply) or f"it is tried again; {trace}")
+        return fail(
+            check, text, advice(probe.reply) or f"it is tried again; {trace}", "other mail to it is late as well"
+        )
     if probe.verdict == "delivered":
         where = "in the mailbox" if args.imap_url else "as an answer"
         text = f"the probe {whence} was taken, but did not appear {where} within {args.wait:.0f} s"
-        return fail(check, text, "look into the folders there by hand; --wait 900 waits longer")
-    return fail(check, f"the probe {whence} was not tried within {args.wait:.0f} s", f"pymxctl queue list; {trace}")
+        return fail(
+            check, text, "look into the folders there by hand; --wait 900 waits longer", "it may be where nobody looks"
+        )
+    return fail(
+        check,
+        f"the probe {whence} was not tried within {args.wait:.0f} s",
+        f"pymxctl queue list; {trace}",
+        "other mail waits as well",
+    )

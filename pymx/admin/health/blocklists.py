@@ -48,12 +48,16 @@ async def check(subject: Subject) -> AsyncIterator[Finding]:
             yield ok(check, f"{address} is not on {zone}")
         elif any(ipaddress.ip_address(c) not in _ANSWERS for c in codes):
             yield warn(
-                check, f"{zone} answers {codes[0]}, which no such list does: has it ended?", "take it out of dnsbl"
+                check,
+                f"{zone} answers {codes[0]}, which no such list does: has it ended?",
+                "take it out of dnsbl",
+                "a list that has ended may answer for everybody: then all incoming mail counts as bad",
             )
         elif set(codes) <= _POLICY:
             yield fail(
                 check, f"{address} is on {zone} ({', '.join(codes)}) as an address that should not send mail",
                 f"ask your hoster whether it is for servers; take it out at https://check.spamhaus.org/results/?query={address}",
+                "many servers refuse mail from the addresses on it",
             )  # fmt: skip
         else:
             yield fail(

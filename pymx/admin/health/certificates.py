@@ -59,10 +59,15 @@ def _file(subject: Subject, path: Path, key_path: Path, wanted: Sequence[str]) -
         key = load_pem_private_key(key_path.read_bytes(), None)
     except OSError as e:
         remedy = f"the user {subject.config.user} must be able to read it; pymxctl cert install copies certbot's files"
-        yield fail(check, f"{e.filename}: {e.strerror}", remedy)
+        yield fail(check, f"{e.filename}: {e.strerror}", remedy, "TLS can't be offered without it: nobody can log in")
         return
     except (ValueError, TypeError) as e:
-        yield fail(check, f"{path} or {key_path} is no certificate with its key: {e}", _RENEW)
+        yield fail(
+            check,
+            f"{path} or {key_path} is no certificate with its key: {e}",
+            _RENEW,
+            "TLS can't be offered with it: nobody can log in",
+        )
         return
     leaf = chain[0]
     bad = False
@@ -71,7 +76,12 @@ def _file(subject: Subject, path: Path, key_path: Path, wanted: Sequence[str]) -
         yield finding
     public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if public != leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo):
-        yield fail(f"{check}:key", f"the key in {key_path} is not that of the certificate in {path}", _RENEW)
+        yield fail(
+            f"{check}:key",
+            f"the key in {key_path} is not that of the certificate in {path}",
+            _RENEW,
+            "TLS can't be offered with it: nobody can log in",
+        )
         return
     trouble = _distrust(path, key_path, wanted[0] if wanted else next(iter(names(leaf)), ""), subject.places.ca_file)
     if trouble and not bad:
@@ -101,7 +111,9 @@ def _judge(
         yield fail(check, f"the certificate in {what} expires in {left_s / _DAY_S:.0f} days", _RENEW, why)
     elif left_s < min(life_s * _SOON, _SOON_S):
         text = f"the certificate in {what} expires in {left_s / _DAY_S:.0f} days and was not renewed"
-        yield warn(check, text, f"{_RENEW}; the log says why it failed: pymxctl log --warnings")
+        yield warn(
+            check, text, f"{_RENEW}; the log says why it failed: pymxctl log --warnings", f"when it has expired, {why}"
+        )
     missing = [name for name in wanted if not _covers(names(leaf), name)]
     if missing:
         text = f"the certificate in {what} is for {', '.join(names(leaf)) or 'no name'}, not for {', '.join(missing)}"
@@ -189,7 +201,7 @@ def _live(subject: Subject, way: str, host: str, port: int) -> list[Finding]:
         text = (
             f"port {port} shows another certificate than the one in the file, until {leaf.not_valid_after_utc:%Y-%m-%d}"
         )
-        found = [warn(check, text, "systemctl reload pymx")]
+        found = [warn(check, text, "systemctl reload pymx", "when the older one expires, clients refuse to connect")]
     return found or [ok(check, f"port {port} shows the certificate of {subject.server.hostname}")]
 
 

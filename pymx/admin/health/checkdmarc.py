@@ -49,13 +49,17 @@ def _spf(domain: str, found: Mapping[str, Any]) -> Iterator[Finding]:
         return  # `records` says so
     if lookups > _MAX_LOOKUPS:
         yield fail(
-            check, f"the SPF record of {domain} takes {lookups} DNS lookups, 10 are allowed", "take an include: out"
+            check,
+            f"the SPF record of {domain} takes {lookups} DNS lookups, 10 are allowed",
+            "take an include: out",
+            "others stop counting there: SPF is in error, and our mail unproven",
         )
     elif lookups >= _NEARLY:
         yield warn(
             check,
             f"the SPF record of {domain} takes {lookups} of the 10 DNS lookups that are allowed",
             "take an include: out, before one of its owners adds to it",
+            "above that SPF is in error, and all our mail unproven",
         )
     for warning in found.get("warnings") or ():
         yield info(f"dns.spf-note:{domain}:{warning[:40]}", f"the SPF record of {domain}: {warning}")
@@ -66,6 +70,11 @@ def _dmarc(domain: str, found: Mapping[str, Any]) -> Iterator[Finding]:
         return
     if not found.get("valid"):
         reason = str(found.get("error") or "it is not valid")
-        yield warn(f"dns.dmarc-note:{domain}", f"the DMARC record of {domain}: {reason}", "mend that tag of the record")
+        yield warn(
+            f"dns.dmarc-note:{domain}",
+            f"the DMARC record of {domain}: {reason}",
+            "mend that tag of the record",
+            "others may ignore the whole record, and let forged mail through",
+        )
     for warning in found.get("warnings") or ():
         yield info(f"dns.dmarc-note:{domain}:{warning[:40]}", f"the DMARC record of {domain}: {warning}")

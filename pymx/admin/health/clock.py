@@ -30,7 +30,12 @@ async def check(subject: Subject) -> AsyncIterator[Finding]:
         why = "DKIM signatures and certificates are taken for expired or not yet valid"
         yield grade("clock", f"the clock is {abs(offset_s):.0f} s {word}", _REMEDY, why)
     elif synchronized is False:
-        yield warn("clock", "nothing keeps the clock right (NTP)", _REMEDY)
+        yield warn(
+            "clock",
+            "nothing keeps the clock right (NTP)",
+            _REMEDY,
+            "with a wrong clock, DKIM signatures and certificates are taken for expired or not yet valid",
+        )
     elif offset_s is None and synchronized is None:
         yield info(
             "clock", "whether the clock is right can't be told: no web server answers, and the kernel says nothing"

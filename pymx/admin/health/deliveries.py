@@ -45,7 +45,12 @@ def check(subject: Subject) -> Iterator[Finding]:
         yield info("delivery", "there is no record of deliveries yet")
         return
     except (StoreError, OSError) as e:
-        yield warn("delivery", f"the record of deliveries can't be read: {e}", "pymxctl trace says more")
+        yield warn(
+            "delivery",
+            f"the record of deliveries can't be read: {e}",
+            "pymxctl trace says more",
+            "nobody knows whether mail reaches the big providers",
+        )
         return
     finally:
         store.close()
@@ -91,4 +96,8 @@ def _judge(name: str, account: _Account, now: float) -> Finding:
     remedy = "pymxctl log --warnings; pymxctl trace ID says what the reply means"
     if now - account.first_bad_s >= _LONG_S and account.failures > 1:
         return fail(check, said, remedy, f"no mail reaches {name} for a day or more")
-    return warn(check, said, remedy) if account.failures > 1 else info(check, said, remedy)
+    return (
+        warn(check, said, remedy, "mail to it waits, and goes back to its senders in the end")
+        if account.failures > 1
+        else info(check, said, remedy)
+    )

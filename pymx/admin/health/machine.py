@@ -25,7 +25,12 @@ def _disks(subject: Subject) -> Iterator[Finding]:
         try:
             found = subject.places.statvfs(path)
         except OSError as e:
-            yield fail(check, f"{path}: {e.strerror}", "make it: pymxctl setup, or see README.md")
+            yield fail(
+                check,
+                f"{path}: {e.strerror}",
+                "make it: pymxctl setup, or see README.md",
+                "mail can neither be taken nor read",
+            )
             continue
         free, whole = found.f_bavail * found.f_frsize, max(found.f_blocks * found.f_frsize, 1)
         least = max(4 * subject.config.mail.max_message_octets, 200 * _MIB)
@@ -34,9 +39,14 @@ def _disks(subject: Subject) -> Iterator[Finding]:
         if free < least:
             yield fail(check, f"only {said}", remedy, "mail is put off, soon none is accepted")
         elif free < whole / 10 and free < 10 * _GIB:
-            yield warn(check, f"only {said}", remedy)
+            yield warn(check, f"only {said}", remedy, "when the disk is full, no mail is accepted")
         elif found.f_files and found.f_favail < found.f_files / 20:
-            yield warn(check, f"only {found.f_favail} files more can be made at {path} (inodes)", remedy)
+            yield warn(
+                check,
+                f"only {found.f_favail} files more can be made at {path} (inodes)",
+                remedy,
+                "each message is a file: without inodes no mail is accepted, however much room there is",
+            )
         else:
             yield ok(check, said)
 
@@ -53,13 +63,17 @@ def _memory(subject: Subject) -> Iterator[Finding]:
     total, available = figures.get("MemTotal", 0), figures.get("MemAvailable", 0)
     if total < _NO_MEMORY:
         yield fail(
-            "memory", f"the machine has {_size(total)} of memory; pymx needs about 300 MiB of its own", "a larger one"
+            "memory",
+            f"the machine has {_size(total)} of memory; pymx needs about 300 MiB of its own",
+            "a larger one",
+            "when memory runs out the kernel ends a program, and mail stops",
         )
     elif available < total / 20:
         yield warn(
             "memory",
             f"{_size(available)} of {_size(total)} memory are available",
             "see what takes it: ps aux --sort -rss",
+            "when memory runs out the kernel ends a program, and mail stops",
         )
     elif total < _LITTLE_MEMORY:
         remedy = "keep workers = 1, and rspamd on another machine (or none: pymx filters junk by itself)"

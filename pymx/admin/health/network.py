@@ -23,7 +23,8 @@ async def outbound(subject: Subject) -> AsyncIterator[Finding]:
             check = f"outbound:{route.host}:{route.port}"
             if problem:
                 yield fail(check, f"the smarthost {route.host} can't be reached at port {route.port}: {problem}",
-                           "is its name right, and does a firewall let us out?")  # fmt: skip
+                           "is its name right, and does a firewall let us out?",
+                           "mail to others stays in the queue")  # fmt: skip
             else:
                 yield ok(check, f"the smarthost {route.host} answers at port {route.port}")
         return
@@ -99,7 +100,12 @@ async def hostname(subject: Subject) -> AsyncIterator[Finding]:
     try:
         addresses = await subject.resolver.addresses(host)
     except TemporaryDnsError as e:
-        yield warn(check, f"{host} can't be looked up: {e.reason}", "see the resolver's findings")
+        yield warn(
+            check,
+            f"{host} can't be looked up: {e.reason}",
+            "see the resolver's findings",
+            "others look that name up before they take our mail",
+        )
         return
     except DnsError:
         yield fail(check, f"the server's name {host} is not in DNS", "publish its address: pymxctl dns records",

@@ -43,7 +43,12 @@ def check(subject: Subject) -> Iterator[Finding]:
         others = [h for h in holders if not _is_ours(h)]
         if subject.running:
             if not holders:
-                yield fail(name, f"nobody listens at {where} ({setting}), although pymx runs", "systemctl restart pymx")
+                yield fail(
+                    name,
+                    f"nobody listens at {where} ({setting}), although pymx runs",
+                    "systemctl restart pymx",
+                    "mail servers or clients can't connect there",
+                )
             elif named := [h for h in others if h.program]:
                 yield _taken(name, where, named[0])
             elif others:
@@ -69,7 +74,17 @@ def _is_ours(holder: Holder) -> bool:
 def _taken(name: str, where: str, holder: Holder) -> Finding:
     if not holder.program:
         remedy = "see which: ss -ltnp" + (" (as root)" if os.geteuid() else "")
-        return fail(name, f"{where} is taken by another program", remedy)
+        return fail(
+            name,
+            f"{where} is taken by another program",
+            remedy,
+            "pymx can't listen there, so what comes to that port does not reach it",
+        )
     title, remedy = _KNOWN.get(holder.program, (holder.program, f"stop process {holder.pid}, or give us another port"))
     said = f"{title} (process {holder.pid})" if title != holder.program else f"{holder.program} (process {holder.pid})"
-    return fail(name, f"{where} is taken by {said}", remedy)
+    return fail(
+        name,
+        f"{where} is taken by {said}",
+        remedy,
+        "pymx can't listen there, so what comes to that port does not reach it",
+    )

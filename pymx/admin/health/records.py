@@ -41,6 +41,7 @@ async def _guarded(check: _Check, site: Site, group: list[Record]) -> list[Findi
                 finding_id(group[0]),
                 f"{e.name} {e.rdtype} can't be looked up: {e.reason}",
                 "look whether the zone's name servers answer; run the check again later",
+                "if others can't look it up either, mail is late or lost",
             )
         )
     return found
@@ -71,10 +72,12 @@ def unsigned(server: Server, domains: Sequence[Domain]) -> Iterator[Finding]:
                 f"dns.dkim:{domain.name}",
                 f"mail from {domain.name} is not signed: it has no DKIM key",
                 f"pymxctl dkim generate {domain.name}",
+                "Google, Yahoo and Microsoft refuse unsigned mail or file it as junk",
             )
     if not server.receives:
         yield warn(
             f"dns.a:{server.hostname}",
             "the server's public addresses are not known: none of its own is one",
             "name them: --address ADDRESS (or [outbound] source_addresses)",
+            "without them neither their records nor their names can be compared",
         )

@@ -23,6 +23,7 @@ from pymx.mailauth.questions import texts
 from pymx.mailauth.spf.check import check as check_spf
 from pymx.resolver.answer import TemporaryDnsError
 
+_UNPROVEN = "others take our mail for forged or unproven, and refuse it or file it as junk"
 _PROBE = b"does the published key verify what we sign?"
 
 
@@ -42,7 +43,7 @@ async def mx(site: Site, group: list[Record]) -> AsyncIterator[Finding]:
             said = f"{record.name} says by a null MX that it takes no mail"
         else:
             said = f"mail for {record.name} goes to {', '.join(names)}, not to {host}"
-        yield fail(finding_id(record), said, publish(record))
+        yield fail(finding_id(record), said, publish(record), "what others write to it never comes here")
         return
     others = [name for name in names if name != host]
     if others and hosts[0][1] != host:
@@ -50,6 +51,7 @@ async def mx(site: Site, group: list[Record]) -> AsyncIterator[Finding]:
             finding_id(record),
             f"mail for {record.name} goes to {hosts[0][1]} first, and to {host} only when that is down",
             f"give {host} the lowest number, or take the others out",
+            "what the other server takes is not in the mailboxes here",
         )
     elif others:
         yield info(
@@ -71,6 +73,7 @@ async def addresses(site: Site, group: list[Record]) -> AsyncIterator[Finding]:
                     f"dns.cname:{host}",
                     f"{host} is an alias (CNAME) of {answer.canonical_name}, which the name in an MX must not be",
                     f"replace the CNAME by address records: {group[0].zone_line}",
+                    "some servers don't deliver to such a name (RFC 2181 s. 10.3)",
                 )
             found += [str(record[0]) for record in answer.records]
     live = {ipaddress.ip_address(a) for a in found}
@@ -81,12 +84,14 @@ async def addresses(site: Site, group: list[Record]) -> AsyncIterator[Finding]:
             text = f"{host} has no {record.rdtype} record with {record.value}"
             # one family is enough to receive mail
             finding = warn if live else fail
-            yield finding(f"{finding_id(record)}:{record.value}", text, publish(record))
+            why = "servers and clients that know no other kind of address can't reach this one"
+            yield finding(f"{finding_id(record)}:{record.value}", text, publish(record), why)
         else:
             yield fail(
                 f"{finding_id(record)}:{record.value}",
                 f"{host} leads to {', '.join(map(str, sorted(live, key=str)))}, not to {record.value}",
                 publish(record),
+                "mail and mail clients go to another machine",
             )
     known = {ipaddress.ip_address(record.value) for record in group}
     for address in sorted(live - known, key=str):
@@ -94,6 +99,7 @@ async def addresses(site: Site, group: list[Record]) -> AsyncIterator[Finding]:
             f"dns.a:{host}:{address}",
             f"{host} leads to {address} too, where this server is not known to listen",
             f"take that {'AAAA' if address.version == 6 else 'A'} record out, if the address is not this server's",
+            "servers that try it first deliver late, or to somebody else",
         )
 
 
@@ -115,7 +121,12 @@ async def ptr(site: Site, group: list[Record]) -> AsyncIterator[Finding]:
         elif host not in names:
             yield finding(check, f"the address {address} is named {', '.join(names)}, not {host}", remedy, why)
         elif len(names) > 1:
-            yield warn(check, f"the address {address} has several names: {', '.join(names)}", f"leave only {host}")
+            yield warn(
+                check,
+                f"the address {address} has several names: {', '.join(names)}",
+                f"leave only {host}",
+                "some servers look at the first of them only",
+            )
         else:
             yield ok(check, f"the address {address} is named {host}")
 
@@ -141,13 +152,19 @@ async def spf(site: Site, group: list[Record]) -> AsyncIterator[Finding]:
                 finding_id(record), f"{text}: bounces, which are sent in its name, are unproven", publish(record)
             )
         else:
-            yield fail(finding_id(record), f"{text}: nobody can tell its mail from forged mail", publish(record))
+            yield fail(
+                finding_id(record),
+                f"{text}: nobody can tell its mail from forged mail",
+                publish(record),
+                _UNPROVEN,
+            )
         return
     if len(published) > 1:
         yield fail(
             finding_id(record),
             f"{record.name} has {len(published)} SPF records, so none of them counts",
             "leave only one",
+            _UNPROVEN,
         )
         return
     text = published[0].decode("utf-8", "replace")
@@ -166,6 +183,7 @@ async def spf(site: Site, group: list[Record]) -> AsyncIterator[Finding]:
                     finding_id(record),
                     f"the SPF record of {record.name} can't be used: {why} ({text})",
                     publish(record),
+                    _UNPROVEN,
                 )
             )
             break
@@ -177,6 +195,7 @@ async def spf(site: Site, group: list[Record]) -> AsyncIterator[Finding]:
                     f"{finding_id(record)}:{address}",
                     f"the SPF record of {record.name} does not let {address} send, from where we do ({text})",
                     publish(record),
+                    _UNPROVEN,
                 )
             )
     for finding in bad:
@@ -184,13 +203,17 @@ async def spf(site: Site, group: list[Record]) -> AsyncIterator[Finding]:
     if not bad:
         if text.lower().rstrip().endswith(("+all", " all")):
             yield fail(
-                finding_id(record), f"the SPF record of {record.name} lets everybody send ({text})", publish(record)
+                finding_id(record),
+                f"the SPF record of {record.name} lets everybody send ({text})",
+                publish(record),
+                "anybody can send in the domain's name",
             )
         elif not text.lower().rstrip().endswith(("-all", "~all")) and "redirect=" not in text.lower():
             yield warn(
                 finding_id(record),
                 f"the SPF record of {record.name} does not end in -all or ~all ({text})",
                 publish(record),
+                "mail from elsewhere in the domain's name counts as neither good nor bad",
             )
         else:
             yield ok(finding_id(record), f"{record.name} lets us send (SPF)")
@@ -206,7 +229,10 @@ async def dkim(site: Site, group: list[Record]) -> AsyncIterator[Finding]:
                 yield ok(finding_id(record), f"the record of the next key {selector} of {domain} is there")
             else:
                 yield warn(
-                    finding_id(record), f"the next key {selector} of {domain} waits for its record", publish(record)
+                    finding_id(record),
+                    f"the next key {selector} of {domain} waits for its record",
+                    publish(record),
+                    "it can't take over before",
                 )
             continue
         if not live:
@@ -215,12 +241,14 @@ async def dkim(site: Site, group: list[Record]) -> AsyncIterator[Finding]:
                 finding_id(record),
                 f"the key {selector}, which {word} for {domain}, has no record in DNS: its signatures fail",
                 publish(record),
+                _UNPROVEN,
             )
         elif len(live) > 1:
             yield fail(
                 finding_id(record),
                 f"{record.name} has {len(live)} records: verifiers differ on which counts",
                 "leave one",
+                _UNPROVEN,
             )
         else:
             yield await asyncio.to_thread(_compare_key, site, record, live[0], domain, selector)
@@ -234,30 +262,50 @@ def _compare_key(site: Site, record: Record, live: bytes, domain: str, selector:
     mended = publish(record)
     if not found:
         return fail(
-            finding_id(record), f"the record of key {selector} of {domain} has an empty p=: the key is revoked", mended
+            finding_id(record),
+            f"the record of key {selector} of {domain} has an empty p=: the key is revoked",
+            mended,
+            _UNPROVEN,
         )
     if found != wanted and wanted.startswith(found):
         cut = f"after {len(found)} of {len(wanted)} characters"
         remedy = f"enter it in pieces of at most 255 characters: pymxctl dns records {domain}"
-        return fail(finding_id(record), f"the record of key {selector} of {domain} is cut off {cut}", remedy)
+        return fail(
+            finding_id(record),
+            f"the record of key {selector} of {domain} is cut off {cut}",
+            remedy,
+            _UNPROVEN,
+        )
     try:
         parsed = parse_record(live)
     except RecordError as e:
-        return fail(finding_id(record), f"the record of key {selector} of {domain} can't be used: {e.reason}", mended)
+        return fail(
+            finding_id(record),
+            f"the record of key {selector} of {domain} can't be used: {e.reason}",
+            mended,
+            _UNPROVEN,
+        )
     if private is None or not parsed.verify(private.sign(_PROBE), hashlib.sha256(_PROBE).digest()):
         return fail(
             finding_id(record),
             f"the record of key {selector} of {domain} holds another key than the one that signs: its signatures fail",
             mended,
+            _UNPROVEN,
         )
     if not parsed.for_mail or (parsed.hashes and "sha256" not in parsed.hashes):
         return fail(
-            finding_id(record), f"the record of key {selector} of {domain} does not allow our signatures", mended
+            finding_id(record),
+            f"the record of key {selector} of {domain} does not allow our signatures",
+            mended,
+            _UNPROVEN,
         )
     if parsed.testing:
         remedy = "take t=y out of the record"
         return warn(
-            finding_id(record), f"the record of key {selector} of {domain} says that it is a test (t=y)", remedy
+            finding_id(record),
+            f"the record of key {selector} of {domain} says that it is a test (t=y)",
+            remedy,
+            "signatures under test prove nothing",
         )
     return ok(finding_id(record), f"the record of key {selector} of {domain} fits the private key")
 
@@ -291,12 +339,20 @@ async def dmarc(site: Site, group: list[Record]) -> AsyncIterator[Finding]:
         return
     if len(live) > 1:
         yield fail(
-            finding_id(record), f"{domain} has {len(live)} DMARC records, so none of them counts", "leave only one"
+            finding_id(record),
+            f"{domain} has {len(live)} DMARC records, so none of them counts",
+            "leave only one",
+            "forged mail in the domain's name is delivered",
         )
         return
     text, parsed = live[0].decode("utf-8", "replace"), parse_dmarc(live[0])
     if parsed.tags.get("p", "").lower() not in ("none", "quarantine", "reject"):
-        yield fail(finding_id(record), f"the DMARC record of {domain} has no valid policy p= ({text})", publish(record))
+        yield fail(
+            finding_id(record),
+            f"the DMARC record of {domain} has no valid policy p= ({text})",
+            publish(record),
+            "forged mail in the domain's name is delivered",
+        )
     elif parsed.policy == "none":
         yield info(
             finding_id(record),

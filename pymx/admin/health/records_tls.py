@@ -20,11 +20,19 @@ async def tlsrpt(site: Site, group: list[Record]) -> AsyncIterator[Finding]:
     domain = record.name.removeprefix("_smtp._tls.")
     if not live:
         yield warn(
-            finding_id(record), f"nobody reports when TLS to the server of {domain} fails (TLSRPT)", publish(record)
+            finding_id(record),
+            f"nobody reports when TLS to the server of {domain} fails (TLSRPT)",
+            publish(record),
+            "that others can't deliver is then noticed only when mail is missing",
         )
     elif len(live) > 1 or b"rua=" not in live[0]:
         said = "several TLSRPT records" if len(live) > 1 else "a TLSRPT record without rua="
-        yield warn(finding_id(record), f"{domain} has {said}, so no reports come", publish(record))
+        yield warn(
+            finding_id(record),
+            f"{domain} has {said}, so no reports come",
+            publish(record),
+            "that others can't deliver is then noticed only when mail is missing",
+        )
     else:
         yield ok(finding_id(record), f"failures of TLS to the server of {domain} are reported")
 
@@ -34,10 +42,18 @@ async def mta_sts(site: Site, group: list[Record]) -> AsyncIterator[Finding]:
     domain = record.name.removeprefix("_mta-sts.")
     live = await version_texts(site, record.name, b"v=stsv1")
     if not live:
-        yield warn(finding_id(record), f"{domain} has no MTA-STS record: its policy is not looked for", publish(record))
+        yield warn(
+            finding_id(record),
+            f"{domain} has no MTA-STS record: its policy is not looked for",
+            publish(record),
+            "without it senders take any certificate, or none",
+        )
     elif len(live) > 1:
         yield fail(
-            finding_id(record), f"{domain} has several MTA-STS records, so none of them counts", "leave only one"
+            finding_id(record),
+            f"{domain} has several MTA-STS records, so none of them counts",
+            "leave only one",
+            "without it senders take any certificate, or none",
         )
     elif (id_ := _tag(live[0], "id")) != _tag(record.value.encode(), "id"):
         yield warn(
@@ -154,4 +170,9 @@ async def srv(site: Site, group: list[Record]) -> AsyncIterator[Finding]:
             yield ok(finding_id(record), f"{record.name} tells mail clients the right thing")
         else:
             said = "; ".join(" ".join(found) for found in sorted(live))
-            yield warn(finding_id(record), f"{record.name} sends mail clients elsewhere ({said})", publish(record))
+            yield warn(
+                finding_id(record),
+                f"{record.name} sends mail clients elsewhere ({said})",
+                publish(record),
+                "who sets a client up with them can't log in",
+            )

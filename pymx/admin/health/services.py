@@ -32,12 +32,20 @@ def check(subject: Subject) -> Iterator[Finding]:
     """Blocking."""
     for problem in check_config(subject.config):
         yield fail(
-            f"config:{problem.partition(' =')[0]}", f"the configuration is wrong: {problem}", "pymxctl check-config"
+            f"config:{problem.partition(' =')[0]}",
+            f"the configuration is wrong: {problem}",
+            "pymxctl check-config",
+            "pymx neither starts with it nor reloads it",
         )
     if subject.running:
         yield ok("server", "pymx runs")
     else:
-        yield fail("server", "pymx does not run", "systemctl start pymx; journalctl -u pymx says why it ended")
+        yield fail(
+            "server",
+            "pymx does not run",
+            "systemctl start pymx; journalctl -u pymx says why it ended",
+            "no mail is accepted, and nobody can read theirs",
+        )
     yield from _database(subject)
     yield from _queue(subject)
     yield from _bans(subject)
@@ -57,12 +65,17 @@ def _database(subject: Subject) -> Iterator[Finding]:
         registry.close()
     if not domains or not users:
         remedy = "pymxctl domain add DOMAIN" if not domains else f"pymxctl user add USER@{domains[0].name}"
-        yield warn("database", f"there is no {'user' if domains else 'domain'} yet: all mail is refused", remedy)
+        yield warn("database", f"there is no {'user' if domains else 'domain'} yet", remedy, "all mail is refused")
     else:
         yield ok("database", f"the accounts database answers: {len(domains)} domains, {len(users)} users")
     if users and not subject.config.accounts.postmaster and not any(u.email.startswith("postmaster@") for u in users):
         text = "nobody is said to read postmaster@ and abuse@; every domain must have them (RFC 2142)"
-        yield warn("postmaster", text, f'[accounts] postmaster = "{users[0].email}"')
+        yield warn(
+            "postmaster",
+            text,
+            f'[accounts] postmaster = "{users[0].email}"',
+            "complaints, and reports on what is wrong with our mail, are lost",
+        )
 
 
 def _queue(subject: Subject) -> Iterator[Finding]:
@@ -76,7 +89,9 @@ def _queue(subject: Subject) -> Iterator[Finding]:
         totals = browse.totals(state)
         first = browse.lines(state, Selection(), limit=1)
     except (StateDamaged, OSError) as e:
-        yield fail("queue", f"the queue can't be read: {e}", "pymxctl queue rebuild")
+        yield fail(
+            "queue", f"the queue can't be read: {e}", "pymxctl queue rebuild", "mail that waits in it is not delivered"
+        )
         return
     finally:
         state.close()
@@ -87,7 +102,7 @@ def _queue(subject: Subject) -> Iterator[Finding]:
     if age_s >= _VERY_OLD_S:
         yield fail("queue", said, remedy, "after five days the sender gets it back")
     elif age_s >= _OLD_S or totals.messages >= _MANY:
-        yield warn("queue", said, remedy)
+        yield warn("queue", said, remedy, "if it goes on, the senders get it back")
     else:
         yield ok("queue", said if totals.messages else "the queue is empty")
     if totals.deliveries["held"]:
@@ -102,7 +117,10 @@ def _bans(subject: Subject) -> Iterator[Finding]:
         state = LimitState(path, Rules.of(subject.config.limits))
     except LimitStateError as e:
         yield warn(
-            "bans", f"the file of bans can't be read: {e}", f"a server that runs begins a new one; or remove {path}"
+            "bans",
+            f"the file of bans can't be read: {e}",
+            f"a server that runs begins a new one; or remove {path}",
+            "who guesses passwords may not be kept out",
         )
         return
     try:
@@ -112,7 +130,12 @@ def _bans(subject: Subject) -> Iterator[Finding]:
         state.close()
     if known:
         text = f"an address from which one of our users logged in lately is banned: {', '.join(sorted(known))}"
-        yield warn("bans", text, f"pymxctl bans explain {min(known)}; pymxctl bans remove {min(known)}")
+        yield warn(
+            "bans",
+            text,
+            f"pymxctl bans explain {min(known)}; pymxctl bans remove {min(known)}",
+            "nobody there can log in, that user neither",
+        )
     else:
         yield ok("bans", f"{len(banned)} addresses can't log in now" if banned else "nobody is banned")
 
@@ -129,16 +152,36 @@ def _backup(subject: Subject) -> Iterator[Finding]:
         yield warn("backup", "no backup was ever made", remedy, "when the disk breaks, all mail is lost")
         return
     except (OSError, ValueError, KeyError, TypeError):
-        yield warn("backup", f"{path} can't be read: nobody knows when the last backup was made", remedy)
+        yield warn(
+            "backup",
+            f"{path} can't be read: nobody knows when the last backup was made",
+            remedy,
+            "when the disk breaks, what is not in a backup is lost",
+        )
         return
     age_s = max(subject.now - at, 0.0)
     if not good:
         said = f"the last backup, {duration(age_s)} ago, failed ({target})" + (f": {reason}" if reason else "")
-        yield fail("backup", said, "journalctl -u pymx-backup; pymxctl backup create tries again")
+        yield fail(
+            "backup",
+            said,
+            "journalctl -u pymx-backup; pymxctl backup create tries again",
+            "when the disk breaks, what came since the last good one is lost",
+        )
     elif age_s >= _NO_BACKUP_S:
-        yield fail("backup", f"the last backup was made {duration(age_s)} ago ({target})", remedy)
+        yield fail(
+            "backup",
+            f"the last backup was made {duration(age_s)} ago ({target})",
+            remedy,
+            "when the disk breaks, what came since then is lost",
+        )
     elif age_s >= _BACKUP_S:
-        yield warn("backup", f"the last backup was made {duration(age_s)} ago ({target})", remedy)
+        yield warn(
+            "backup",
+            f"the last backup was made {duration(age_s)} ago ({target})",
+            remedy,
+            "when the disk breaks, what came since then is lost",
+        )
     else:
         yield ok("backup", f"the last backup was made {duration(age_s)} ago ({target})")
 
@@ -162,7 +205,14 @@ async def rspamd(subject: Subject) -> list[Finding]:
         why = f"meanwhile mail {action[subject.config.rspamd.when_down]}"
         return [fail("rspamd", f"rspamd does not answer at {url}: {reason}", "systemctl restart rspamd", why)]
     if answer.strip() != b"pong":
-        return [warn("rspamd", f"at {url} is something else than rspamd", "see [rspamd] url")]
+        return [
+            warn(
+                "rspamd",
+                f"at {url} is something else than rspamd",
+                "see [rspamd] url",
+                "incoming mail is not filtered by rspamd",
+            )
+        ]
     return [ok("rspamd", f"rspamd answers at {url}")]
 
 
