@@ -15,6 +15,7 @@ from sqlalchemy.exc import ArgumentError
 
 from pymx.accounts.account import AccountsError
 from pymx.config.model import Database
+from pymx.config.secret import SecretUnavailable, read_secret
 
 _EXPECTED = "expected sqlite:///PATH or mysql://USER:PASSWORD@HOST[:PORT]/NAME"
 
@@ -24,14 +25,14 @@ class DatabaseUrlError(AccountsError):
 
 
 def configured_url(database: Database) -> URL:
-    """The URL of the config, from `url_file` when that is set. Raises DatabaseUrlError."""
+    """The URL of the config, from `url_file` or `url_credential` when one is set. Raises DatabaseUrlError."""
     key, text = "[database] url", database.url
-    if database.url_file:
-        key = f"[database] url_file = {database.url_file!r}"
+    if database.url_file or database.url_credential:
+        key = "[database] url_file" if database.url_file else "[database] url_credential"
         try:
-            text = Path(database.url_file).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as e:
-            raise DatabaseUrlError(f"{key}: {getattr(e, 'strerror', None) or e}") from None
+            text = read_secret("[database]", "url", database.url_file, database.url_credential).strip()
+        except SecretUnavailable as e:
+            raise DatabaseUrlError(str(e)) from None
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):

@@ -1,9 +1,9 @@
 """Backups in a BorgBackup repository: deduplicated, compressed, encrypted, here or on another host (ssh://…).
 
 Borg's own commands do the work; an archive that was not finished has another name and is not listed. The passphrase
-comes from `[backup] passphrase_file`, or from Borg's variables (BORG_PASSPHRASE, BORG_PASSCOMMAND) in the environment.
-A repository that is not there is made, if there is a passphrase, encrypted with the key in the repository (`borg key
-export` gives it out, for the safe).
+comes from `[backup] passphrase_file` or `passphrase_credential`, or from Borg's variables (BORG_PASSPHRASE,
+BORG_PASSCOMMAND) in the environment. A repository that is not there is made, if there is a passphrase, encrypted with
+the key in the repository (`borg key export` gives it out, for the safe).
 
 Borg knows by path, inode, size and time which files it has read before; hashes of messages are taken from the lists of
 the last backup (`<data_dir>/backup/lists`), so that unchanged mail is not read again.
@@ -24,6 +24,7 @@ from pymx.admin.backup_lists import LISTS, Entry, Manifest, sha256, write_lists
 from pymx.admin.backup_place import directory_of, refuse_read_only
 from pymx.admin.backup_retention import when
 from pymx.admin.context import Context, CtlError, Exit
+from pymx.config.secret import SecretUnavailable, read_secret
 
 _LOCK_WAIT_S = 60
 _WARNING = 1  # Borg's exit status: done, but a file changed or could not be read
@@ -46,7 +47,7 @@ class BorgTarget:
         self._prefix = f"pymx-{context.config.hostname or 'server'}-"
         self._state = Path(context.config.data_dir) / "backup"
         self._scratch: Path | None = None
-        self._passphrase_file = context.config.backup.passphrase_file
+        self._backup = context.config.backup
         program = shutil.which("borg")
         if program is None:
             raise CtlError("BorgBackup is not installed: apt install borgbackup")
@@ -126,12 +127,12 @@ class BorgTarget:
             "BORG_RELOCATED_REPO_ACCESS_IS_OK": "yes",
             "LC_ALL": "C.UTF-8",
         }
-        if self._passphrase_file:
+        file, credential = self._backup.passphrase_file, self._backup.passphrase_credential
+        if file or credential:
             try:
-                passphrase = Path(self._passphrase_file).read_text(encoding="utf-8").strip("\r\n")
-            except (OSError, UnicodeDecodeError) as e:
-                raise CtlError(f"[backup] passphrase_file: {e}") from None
-            environment["BORG_PASSPHRASE"] = passphrase
+                environment["BORG_PASSPHRASE"] = read_secret("[backup]", "passphrase", file, credential).strip("\r\n")
+            except SecretUnavailable as e:
+                raise CtlError(str(e)) from None
         return environment
 
     def _run(self, command: str, *arguments: str, cwd: Path | None = None) -> str:

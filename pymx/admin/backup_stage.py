@@ -138,6 +138,12 @@ def _configuration(context: Context, stage: Path, manifest: Manifest, *, keys: b
         config.tls.certificate, config.tls.private_key, config.database.url_file, config.rspamd.password_file,
         config.forwarding.srs_secret_file, *(route.password_file for route in config.outbound.route),
     ]  # fmt: skip
+    credentials = [
+        config.database.url_credential, config.rspamd.password_credential, config.forwarding.srs_secret_credential,
+        config.backup.passphrase_credential, *(route.password_credential for route in config.outbound.route),
+    ]  # fmt: skip
+    for name in dict.fromkeys(filter(None, credentials)):
+        manifest.left_out.append(f"the credential {name}: it is systemd's (LoadCredential=)")
     for number, name in enumerate(dict.fromkeys(filter(None, named))):
         path = Path(name)
         if path.is_relative_to(data):

@@ -56,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, context: Context) -> int:
     if args.passphrase_file:
-        backup = msgspec.structs.replace(context.config.backup, passphrase_file=args.passphrase_file)
+        backup = msgspec.structs.replace(
+            context.config.backup, passphrase_file=args.passphrase_file, passphrase_credential=""
+        )
         context.config = msgspec.structs.replace(context.config, backup=backup)
     source = Path(args.source)
     if not args.source.startswith("borg:") and (source / MANIFEST).is_file():

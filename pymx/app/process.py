@@ -23,6 +23,7 @@ from pymx.app.sessions import SessionSide
 from pymx.config.check import check
 from pymx.config.load import ConfigError, load
 from pymx.config.model import Config
+from pymx.config.secret import SecretUnavailable
 from pymx.junk.build import build_filter, build_teacher
 from pymx.junk.filter import Filter
 from pymx.mail.envelope import Envelope
@@ -151,8 +152,8 @@ class Process:
             return None
         try:
             teacher = own_filter or build_teacher(config)
-        except OSError as e:
-            raise StartError(f"[rspamd] password_file: {e.strerror}") from None
+        except SecretUnavailable as e:
+            raise StartError(str(e)) from None
         return None if teacher is None else Lessons(teacher, junk_mailbox=_junk_mailbox(config))
 
     async def _serve(self) -> None:

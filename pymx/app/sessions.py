@@ -21,6 +21,7 @@ from pymx.checks.check import Facts
 from pymx.checks.pipeline import Pipeline
 from pymx.checks.verdict import Level
 from pymx.config.model import Config
+from pymx.config.secret import SecretUnavailable
 from pymx.imapd.server import ImapServer
 from pymx.mail.envelope import Listener
 from pymx.mailauth.dkim.sign import Signer
@@ -70,8 +71,8 @@ class SessionSide:
         stack.push_async_callback(self._close_checks)
         try:
             checks = self._build_checks(config)
-        except OSError as e:
-            raise StartError(f"[rspamd] password_file: {e.strerror}") from None
+        except SecretUnavailable as e:
+            raise StartError(str(e)) from None
         inbound = Inbound(
             rooms.directory, rooms.mda, rooms.dispatch, smtp=config.smtp, hostname=config.hostname, checks=checks
         )

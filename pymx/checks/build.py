@@ -17,6 +17,7 @@ from pymx.checks.patience import Patience
 from pymx.checks.pipeline import Pipeline
 from pymx.checks.spf import Spf
 from pymx.config.model import Config, Rspamd
+from pymx.config.secret import read_secret
 from pymx.junk.greylist import NAME as GREYLIST
 from pymx.junk.greylist import Greylist, Times
 from pymx.mailauth.questions import Questions
@@ -69,11 +70,11 @@ def build_pipeline(config: Config, resolver: Questions) -> Pipeline | None:
 
 
 def _rspamd(settings: Rspamd, hostname: str) -> Check:
-    """The check by rspamd. Raises OSError when the password file can't be read."""
+    """The check by rspamd. Raises SecretUnavailable."""
     # here, because it loads an HTTP library that nobody else needs
     from pymx.checks.rspamd import RspamdCheck
     from pymx.junk.rspamd import Rspamd as Client
 
-    password = Path(settings.password_file).read_text().strip() if settings.password_file else ""
+    password = read_secret("[rspamd]", "password", settings.password_file, settings.password_credential).strip()
     client = Client(settings.url, password=password, timeout_s=settings.timeout_s, hostname=hostname)
     return RspamdCheck(client, when_down=settings.when_down, max_octets=settings.max_octets)

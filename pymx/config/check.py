@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
+from pymx.config import secret
 from pymx.config.listeners import listeners
 from pymx.config.model import BUILT_IN_PROVIDERS, Config, Outbound
 from pymx.config.zones import ZoneError, parse_zone
@@ -81,8 +82,8 @@ def _server(config: Config) -> Iterator[str]:
 
 def _database(config: Config) -> Iterator[str]:
     url = config.database.url
-    if config.database.url_file:
-        yield from _readable("[database] url_file", config.database.url_file)
+    yield from _secret("[database] ", "url", config.database.url_file, config.database.url_credential)
+    if config.database.url_file or config.database.url_credential:
         return
     scheme, _, rest = url.partition("://")
     scheme = scheme.partition("+")[0].lower()
@@ -137,6 +138,8 @@ def _forwarding(config: Config) -> Iterator[str]:
         yield _error("[forwarding] srs_domain", domain, "expected a domain name in lower case, or nothing")
     if path and not os.path.isabs(path):
         yield _error("[forwarding] srs_secret_file", path, "expected an absolute path, or nothing")
+    # not whether its file can be read: it is made when it is needed
+    yield from _credential("[forwarding] ", "srs_secret", path, forwarding.srs_secret_credential)
 
 
 def _tls(config: Config) -> Iterator[str]:
@@ -280,8 +283,7 @@ def _checks(config: Config) -> Iterator[str]:
             yield _error(
                 "[rspamd] timeout_s", rspamd.timeout_s, f"is longer than [checks] timeout_s = {checks.timeout_s}"
             )
-        if rspamd.password_file:
-            yield from _readable("[rspamd] password_file", rspamd.password_file)
+        yield from _secret("[rspamd] ", "password", rspamd.password_file, rspamd.password_credential)
     if rspamd.controller_url and not _HTTP_URL.match(rspamd.controller_url):
         expected = "expected http://HOST:PORT such as http://127.0.0.1:11334"
         yield _error("[rspamd] controller_url", rspamd.controller_url, expected)
@@ -299,16 +301,12 @@ def _outbound(config: Config) -> Iterator[str]:
             yield _error(f"{key}: domain", route.domain, "expected a domain, or *")
         if not _is_host_name(route.host) and not _is_address_of_host(route.host.strip("[]")):
             yield _error(f"{key}: host", route.host, "expected a name or an address")
-        if route.password_file and route.password_credential:
-            yield _error(f"{key}: password_credential", route.password_credential, "password_file is set already")
-        elif bool(route.username) != bool(route.password_file or route.password_credential):
+        if bool(route.username) != bool(route.password_file or route.password_credential):
             missing = "password_file" if route.username else "username"
             yield _error(f"{key}: {missing}", "", "username and password_file belong together: set both or none")
-        if route.password_credential:
-            yield from _credential(f"{key}: password_credential", route.password_credential)
-        for name, path in (("password_file", route.password_file), ("ca_file", route.ca_file)):
-            if path:
-                yield from _readable(f"{key}: {name}", path)
+        yield from _secret(f"{key}: ", "password", route.password_file, route.password_credential)
+        if route.ca_file:
+            yield from _readable(f"{key}: ca_file", route.ca_file)
         if route.username and route.tls == "none" and not _is_loopback(route.host):
             yield _error(
                 f"{key}: tls", route.tls, "would send the password in the clear; expected verified or implicit"
@@ -344,12 +342,26 @@ def _providers(outbound: Outbound) -> Iterator[str]:
             yield _error("[outbound] warm_up_since", outbound.warm_up_since, "expected a day such as 2026-01-31")
 
 
-def _credential(key: str, name: str) -> Iterator[str]:
-    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+def _secret(section: str, key: str, file: str, credential: str) -> Iterator[str]:
+    if file:
+        yield from _readable(f"{section}{key}_file", file)
+    yield from _credential(section, key, file, credential)
+
+
+def _credential(section: str, key: str, file: str, name: str) -> Iterator[str]:
+    setting = f"{section}{key}_credential"
+    if not name:
+        return
+    if file:
+        yield _error(setting, name, f"{key}_file is set already")
     if "/" in name or name in (".", ".."):
-        yield _error(key, name, "expected a name, as in the unit's LoadCredential=")
-    elif directory:  # by hand, outside of the unit, there is nothing to look at
-        yield from _readable(key, os.path.join(directory, name))
+        yield _error(setting, name, "expected a name, as in the unit's LoadCredential=")
+    elif secret.VARIABLE in os.environ:  # by hand, outside of the unit, there is nothing to look at
+        path = secret.credential_path(name)
+        if path.exists():
+            yield from _readable(setting, str(path))
+        else:
+            yield _error(setting, name, secret.no_credential(name, f"{path} does not exist"))
 
 
 def _reports(config: Config) -> Iterator[str]:
@@ -375,6 +387,10 @@ def _backup(config: Config) -> Iterator[str]:
     target = config.backup.target
     if target and not target.startswith("borg:") and not os.path.isabs(target):
         yield _error("[backup] target", target, "expected an absolute path, borg:REPOSITORY, or nothing")
+    # of another unit than the server's: whether they can be read shows when a backup is made
+    if config.backup.passphrase_file and config.backup.passphrase_credential:
+        expected = "passphrase_file is set already"
+        yield _error("[backup] passphrase_credential", config.backup.passphrase_credential, expected)
     if target and Path(target).is_relative_to(config.mail.root):
         yield _error("[backup] target", target, "lies in the mail root, and would be lost with it")
 

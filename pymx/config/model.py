@@ -27,6 +27,9 @@ class Database(Struct, forbid_unknown_fields=True, frozen=True):
         "sqlite:////var/lib/pymx/pymx.sqlite"
     )
     url_file: Annotated[str, _doc("a file that holds the url, for secrets; empty = use url")] = ""
+    url_credential: Annotated[
+        str, _doc("instead of url_file: name of a systemd credential (LoadCredential=) with the url")
+    ] = ""
     pool_size: Annotated[Positive, _doc("connections kept open to MariaDB, per process")] = 4
     cache_s: Annotated[NonNegative, _doc("how long a found recipient or account is remembered")] = 60
     negative_cache_s: Annotated[NonNegative, _doc("how long an unknown one is")] = 10
@@ -356,6 +359,9 @@ class Rspamd(Struct, forbid_unknown_fields=True, frozen=True):
         ),
     ] = ""
     password_file: Annotated[str, _doc("file with the password of worker and controller; empty = none")] = ""
+    password_credential: Annotated[
+        str, _doc("instead of password_file: name of a systemd credential (LoadCredential=) with the password")
+    ] = ""
     timeout_s: Annotated[Positive, _doc("wait for its answer; at most [checks] timeout_s")] = 8
     max_octets: Annotated[Positive, _doc("larger messages are not shown to it; at most its max_message")] = 52_428_800
     when_down: Annotated[
@@ -478,6 +484,9 @@ class Forwarding(Struct, forbid_unknown_fields=True, frozen=True):
     srs_secret_file: Annotated[
         str, _doc("its secrets, one a line, such as postsrsd's; empty = srs.secret in data_dir, made when needed")
     ] = ""
+    srs_secret_credential: Annotated[
+        str, _doc("instead of srs_secret_file: name of a systemd credential (LoadCredential=) with the secrets")
+    ] = ""
     srs_days: Annotated[
         Annotated[int, Meta(ge=1, le=365)], _doc("how long a rewritten sender leads back to the original one")
     ] = 21
@@ -531,6 +540,9 @@ class Backup(Struct, forbid_unknown_fields=True, frozen=True):
     ] = ""
     passphrase_file: Annotated[
         str, _doc("file with the passphrase of the Borg repository; empty = BORG_PASSPHRASE or BORG_PASSCOMMAND")
+    ] = ""
+    passphrase_credential: Annotated[
+        str, _doc("instead of passphrase_file: name of a systemd credential (LoadCredential=) of pymx-backup.service")
     ] = ""
     with_keys: Annotated[bool, _doc("DKIM and TLS keys and other secrets also into a backup that is not encrypted")] = (
         False

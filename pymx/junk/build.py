@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pymx.config.model import Config
+from pymx.config.secret import read_secret
 from pymx.junk.filter import Filter
 from pymx.junk.learn import Teacher
 from pymx.junk.taught import NAME
@@ -24,14 +25,14 @@ def taught_file(config: Config) -> Path:
 
 
 def build_teacher(config: Config) -> Teacher | None:
-    """rspamd's controller if there is one. Raises OSError when the password file can't be read."""
+    """rspamd's controller if there is one. Raises SecretUnavailable."""
     settings = config.rspamd
     if not (settings.url and settings.controller_url):
         return None
     # here, because it loads an HTTP library that nobody else needs
     from pymx.junk.controller import RspamdTeacher
 
-    password = Path(settings.password_file).read_text().strip() if settings.password_file else ""
+    password = read_secret("[rspamd]", "password", settings.password_file, settings.password_credential).strip()
     return RspamdTeacher(
         settings.controller_url, password=password, timeout_s=settings.timeout_s, max_octets=settings.max_octets
     )

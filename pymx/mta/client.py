@@ -13,13 +13,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import datetime as dt
-import os
 import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import cast
 
 from aiosmtplib.errors import SMTPException, SMTPResponseException
@@ -28,6 +26,7 @@ from aiosmtplib.protocol import COMMAND_INJECTION_REGEX
 from aiosmtplib.response import SMTPResponse
 
 from pymx.config.model import Outbound
+from pymx.config.secret import SecretUnavailable, read_secret
 from pymx.mail.address import Address
 from pymx.mail.envelope import Envelope, Recipient
 from pymx.mail.status import split_status
@@ -254,8 +253,8 @@ class Connection:
         offered = self._extensions.get("auth", "").upper().split()
         loop = asyncio.get_running_loop()
         try:
-            text = await loop.run_in_executor(None, _secret_file(hop).read_text, "utf-8")
-        except (OSError, UnicodeDecodeError) as e:
+            text = await loop.run_in_executor(None, _password, hop)
+        except SecretUnavailable as e:
             raise Broken(Phase.AUTH, Event.NOT_OFFERED, f"the password can't be read: {e}") from e
         password = text.removesuffix("\n")
         if "PLAIN" in offered:
@@ -551,11 +550,6 @@ def _base64(text: str) -> str:
     return base64.b64encode(text.encode("utf-8")).decode("ascii")
 
 
-def _secret_file(hop: Hop) -> Path:
-    """Where the password is. Raises FileNotFoundError when systemd passed no credentials."""
-    if not hop.password_credential:
-        return Path(hop.password_file)
-    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
-    if not directory:
-        raise FileNotFoundError(f"credential {hop.password_credential}: $CREDENTIALS_DIRECTORY is not set")
-    return Path(directory, hop.password_credential)
+def _password(hop: Hop) -> str:
+    """Raises SecretUnavailable."""
+    return read_secret("[outbound] route:", "password", hop.password_file, hop.password_credential)

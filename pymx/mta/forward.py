@@ -31,6 +31,7 @@ from pymx.accounts.account import DirectoryUnavailable, Resolution
 from pymx.accounts.senders import Senders, SendersUnavailable
 from pymx.checks.pipeline import Finding
 from pymx.config.model import Forwarding
+from pymx.config.secret import credential_path
 from pymx.mail import header, spam, trace
 from pymx.mail.address import Address, AddressError, parse_address
 from pymx.mail.envelope import Envelope, Recipient
@@ -101,8 +102,7 @@ class Forwarder:
         self._directory = directory
         self._hostname = hostname
         self._clock = clock
-        secret_file = Path(settings.srs_secret_file) if settings.srs_secret_file else data_dir / "srs.secret"
-        self._srs = Srs(Secrets(secret_file), lifetime_days=settings.srs_days)
+        self._srs = Srs(_secrets(settings, data_dir), lifetime_days=settings.srs_days)
         self._senders = Senders(data_dir / "forwarding.sqlite", max_senders=settings.max_senders)
         self.in_session: InSession | None = None  # set by whoever connects sessions and runner
         self._sealer = Sealer(data_dir / "dkim", clock=clock, complain=_complain)
@@ -244,3 +244,10 @@ def _is_unknown(outcome: Outcome) -> bool:
 
 def _complain(path: Path, reason: str) -> None:
     _log.error("dkim_key_unusable", path=path, reason=reason)
+
+
+def _secrets(settings: Forwarding, data_dir: Path) -> Secrets:
+    if settings.srs_secret_credential:
+        name = settings.srs_secret_credential
+        return Secrets(credential_path(name), credential=name)
+    return Secrets(Path(settings.srs_secret_file) if settings.srs_secret_file else data_dir / "srs.secret")

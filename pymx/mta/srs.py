@@ -12,7 +12,7 @@ and the days (of 1,024, two base32 digits) are those of Mail::SRS and postsrsd, 
 key file, addresses made by them lead back here, and ours lead back there. Collisions of SHA-1 don't help against HMAC.
 
 `Secrets` is the key file: one secret a line, `#` comments; the first makes tags, all are accepted. It is made with mode
-0600 when it does not exist, and read again when it changes.
+0600 when it does not exist, unless it is a credential of systemd, and read again when it changes.
 
 Nothing here looks anything up. Errors: SrsError for an address that is not one of ours any more, or that does not fit;
 OSError for a key file that can't be read or made.
@@ -30,6 +30,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from pymx.config.secret import SecretUnavailable, no_credential
 from pymx.mail.address import MAX_LOCAL_PART_OCTETS, MAX_PATH_OCTETS, Address, AddressError, parse_domain
 
 _SRS = re.compile(r"SRS([01])([-+=])", re.IGNORECASE)
@@ -159,10 +160,13 @@ def _fits(address: Address) -> bool:
 
 
 class Secrets:
-    """The key file. Every process has it open for itself; whoever needs it first makes it."""
+    """The key file. Every process has it open for itself; whoever needs it first makes it.
 
-    def __init__(self, path: Path) -> None:
+    With the name of a `credential` it is systemd's to make, and to keep from others' eyes."""
+
+    def __init__(self, path: Path, *, credential: str = "") -> None:
         self.path = path
+        self._credential = credential
         self._stamp: tuple[int, int, int] = (0, 0, 0)
         self._keys: tuple[bytes, ...] = ()
 
@@ -173,6 +177,9 @@ class Secrets:
         except FileNotFoundError:
             if self._keys:
                 return self._keys  # taken away while we run: what is remembered still leads back
+            if self._credential:
+                said = no_credential(self._credential, "No such file or directory")
+                raise SecretUnavailable(f'[forwarding] srs_secret_credential = "{self._credential}": {said}') from None
             self._make()
             found = self.path.stat()
         stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
@@ -185,7 +192,9 @@ class Secrets:
         return self._keys
 
     def is_private(self) -> bool:
-        """May nobody but the owner read it? True when it is not there."""
+        """May nobody but the owner read it? True when it is not there, or not ours to say."""
+        if self._credential:
+            return True
         try:
             return not self.path.stat().st_mode & 0o077
         except OSError:

@@ -62,7 +62,7 @@ def plan(answers: Answers, password: Callable[[], str]) -> Iterator[Step]:
     config = located(answers, effective_config(answers))
     if answers.has_secret and not config_path.exists():
         # the file with the URL is not there yet when somebody only looks
-        url = msgspec.structs.replace(config.database, url=answers.database_url, url_file="")
+        url = msgspec.structs.replace(config.database, url=answers.database_url, url_file="", url_credential="")
         config = msgspec.structs.replace(config, database=url)
     data_dir = Path(config.data_dir)
     yield steps.MailUser(answers.root)

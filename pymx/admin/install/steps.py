@@ -258,7 +258,8 @@ class Tables:
 
     def _file(self) -> Path | None:
         url = self.config.database.url
-        if self.config.database.url_file or not url.startswith("sqlite"):
+        database = self.config.database
+        if database.url_file or database.url_credential or not url.startswith("sqlite"):
             return None
         return Path(url.partition(":///")[2].partition("?")[0])
 

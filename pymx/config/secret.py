@@ -1,0 +1,49 @@
+"""Secrets that the configuration names: by a file, or by a credential that systemd passes (LoadCredential=).
+
+systemd puts a credential where the service's user alone can read it, $CREDENTIALS_DIRECTORY, so its file may stay
+root's. Commands that are run by hand have no such variable; they read those of the running pymx.service.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+VARIABLE = "CREDENTIALS_DIRECTORY"
+_OF_THE_SERVER = "/run/credentials/pymx.service"
+
+
+class SecretUnavailable(OSError):
+    """The text names the setting and what to do. It never holds the secret."""
+
+
+def credential_path(credential: str) -> Path:
+    """Where the credential is, or would be."""
+    return Path(os.environ.get(VARIABLE) or _OF_THE_SERVER, credential)
+
+
+def no_credential(credential: str, why: str) -> str:
+    """What is to be done about a credential that is not there."""
+    passed = VARIABLE in os.environ
+    where = why if passed else f"${VARIABLE} is not set, and {credential_path(credential)}: {why}"
+    return (
+        f"no such credential ({where}): put LoadCredential={credential}:/path/of/its/file into a drop-in of each unit "
+        f"(systemctl edit pymx), systemctl restart pymx; by hand, set {VARIABLE} to a directory with the file in it"
+    )
+
+
+def read_secret(section: str, key: str, file: str, credential: str) -> str:
+    """The text of `<key>_file` or `<key>_credential`, "" when neither is set. Raises SecretUnavailable."""
+    if not credential and not file:
+        return ""
+    path = credential_path(credential) if credential else Path(file)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        why = "not UTF-8"
+    except OSError as e:
+        why = e.strerror or str(e)
+        if credential:
+            why = no_credential(credential, why)
+    setting = f'{key}_credential = "{credential}"' if credential else f'{key}_file = "{file}"'
+    raise SecretUnavailable(f"{section} {setting}: {why}")
