@@ -97,7 +97,10 @@ def test_run_without_a_test_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "test_nothing.py").write_text("")
     command = re.search(r"^\t\$\(VENV\)/(pytest .*) \$\(TESTS\)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
     done = subprocess.run(
-        [sys.executable, "-m", *command.replace("$(SEED)", "1").split(), str(tmp_path)], cwd=tmp_path, capture_output=True, timeout=60
+        [sys.executable, "-m", *command.replace("$(SEED)", "1").split(), str(tmp_path)],
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
     )
     assert done.returncode == 5
     assert "make test" in (ROOT / ".ci" / "run").read_text()
