@@ -4,8 +4,8 @@ Each file in dialogues/ is one. `C: ` is sent, `S: ` expected, `C2: ` and `S2: `
 without looking for an answer being a line of a literal. In what is expected, … stands for any text, and ‹name› for text
 that is the same wherever the name comes again. `deliver [MAILBOX]` brings a message: the one in the lines `M| ` before
 it, or a usual one. `login` logs in as alice, `login2` opens the second session; `greeting` is what the first one was
-greeted with, and `deflate` compresses it from here on. At the end nothing else may have been said, except that after
-LOGOUT the server has closed.
+greeted with, `deflate` compresses it from here on, and `reconnect` begins it anew after LOGOUT. At the end nothing else
+may have been said, except that after LOGOUT the server has closed.
 """
 
 from __future__ import annotations
@@ -117,6 +117,11 @@ class _Dialogue:
             case "greeting":
                 said = self.clients["C"].greeting.decode()
                 assert _pattern(rest, self.known).fullmatch(said), said
+            case "reconnect":
+                assert await self._read(self.clients["C"]) == "", "the server has not closed"
+                await self.clients["C"].close()
+                self.clients["C"] = await self.rig.connect()
+                self.packer = None
             case "deflate":
                 self.packer = zlib.compressobj(wbits=-15)
                 self.clients["C"].reader = _Deflated(self.clients["C"].reader)  # type: ignore[assignment]
