@@ -202,23 +202,29 @@ class Box:
         self.seen = None if row.dirty_since else row.stamp
         self.seen_modseq = row.highestmodseq
 
-    def tell(self, ino: int, size: int) -> None:
-        """The told barrier: return only when the uidlist is on disk up to `size`."""
+    def tell(self, ino: int, size: int, lines: int = -1) -> None:
+        """The told barrier: return only when the uidlist, open as `lines` or looked up, is on disk up to `size`."""
         if self._told[0] == ino and self._told[1] >= size:
             return
         with self._told_mutex:
             known_ino, known_size = self._told
             if known_ino == ino and known_size >= size:
                 return
-            fd = os.open(self.uidlist, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                found = os.fstat(fd)
-                self.home.disk.fdatasync(fd)
-            finally:
-                os.close(fd)
-            if found.st_ino != known_ino:
-                # Somebody renamed a new file here, perhaps without syncing the directory.
-                self.home.disk.sync_directory(self.control)
+                fd = os.dup(lines) if lines >= 0 else os.open(self.uidlist, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    found = os.fstat(fd)
+                    self.home.disk.fdatasync(fd)
+                finally:
+                    os.close(fd)
+                if found.st_ino != known_ino:
+                    # Somebody renamed a new file here, perhaps without syncing the directory.
+                    self.home.disk.sync_directory(self.control)
+            except FileNotFoundError:
+                # Deleted or renamed just now: what is open is on disk, for the rest there is no such mailbox any more.
+                if lines < 0:
+                    raise NoSuchMailbox(f"Mailbox {self.name} does not exist") from None
+                return
             self._told = (found.st_ino, found.st_size)
 
     def told(self, ino: int, size: int) -> None:

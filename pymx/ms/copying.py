@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from pymx.ms import arrive, letters, names
 from pymx.ms.box import Box, Hold
-from pymx.ms.errors import LimitReached, Unavailable
+from pymx.ms.errors import LimitReached, NoSuchMailbox, Unavailable
 from pymx.ms.flagging import HOLD_MESSAGES
 from pymx.ms.index import ARRIVED
 from pymx.ms.keys import copy as copy_keys
@@ -55,7 +55,10 @@ def copy(source: Box, target: Box, uids: Sequence[int]) -> tuple[list[int], list
         new += made
         state = placed or state
     for directory in sorted(directories):
-        target.home.disk.sync_directory(directory)
+        try:
+            target.home.disk.sync_directory(directory)
+        except FileNotFoundError:
+            raise NoSuchMailbox(f"Mailbox {target.name} does not exist any more") from None
     return old, new, state
 
 

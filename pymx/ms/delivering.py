@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 from array import array
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from pymx.ms import arrive, firstsight, letters
 from pymx.ms.box import Box, Hold, Row
+from pymx.ms.disk import opened_directory
 from pymx.ms.errors import NoSuchMailbox
 from pymx.spool import Content
 
@@ -57,19 +59,23 @@ def deliver(
 ) -> Placed:
     """Store one message: durable at return (two syncs; one if it is linked to a file already synced)."""
     disk = box.home.disk
-    if not box.guid and firstsight.begin(box, claim=False) is not None:
+    if not box.guid and firstsight.begin(box) is not None:
         firstsight.complete(box)
     message = shared.shared() if shared else arrive.prepare(box, content, render)
+    directory = box.cur if flags else box.new
     try:
-        try:
-            with Hold(box, rows="some") as hold:
-                uid = arrive.place(hold, [(message, flags, 0)])[0]
-                uidvalidity = hold.row.uidvalidity
-        except OSError as error:
-            if shared is None or error.errno not in (errno.EXDEV, errno.EMLINK):
-                raise
-            return deliver(box, content, flags, render)
-        disk.sync_directory(box.cur if flags else box.new)
+        with ExitStack() as files:
+            try:
+                with Hold(box, rows="some") as hold:
+                    # opened under the lock: once it is free the mailbox may be renamed, and the message with it
+                    fd = files.enter_context(opened_directory(directory))
+                    uid = arrive.place(hold, [(message, flags, 0)])[0]
+                    uidvalidity = hold.row.uidvalidity
+            except OSError as error:
+                if shared is None or error.errno not in (errno.EXDEV, errno.EMLINK):
+                    raise
+                return deliver(box, content, flags, render)
+            disk.fsync_directory(fd, directory)
     except BaseException:
         message.close(disk)
         raise
@@ -92,7 +98,7 @@ def told_row(box: Box) -> Row:
 
 def opened(box: Box, claim: Callable[[Box], int] | None) -> Opened:
     """Everything a session begins with; `claim` makes new messages this session's \\Recent."""
-    begun = firstsight.begin(box, claim=claim is not None)
+    begun = firstsight.begin(box, claim=claim is not None, tells=True)
     if begun is not None:
         box.tell(begun.row.uidlist_ino, begun.row.uidlist_size)
         return Opened(begun.row, begun.uids, begun.first_recent, begun.keywords, begun)

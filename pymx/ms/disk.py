@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Disk:
@@ -81,11 +83,8 @@ class Disk:
 
     def sync_directory(self, path: bytes) -> None:
         """Make the entries of a directory durable."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with opened_directory(path) as fd:
             self.fsync_directory(fd, path)
-        finally:
-            os.close(fd)
 
     def fsync_directory(self, fd: int, path: bytes) -> None:
         os.fsync(fd)
@@ -109,3 +108,13 @@ class Disk:
         finally:
             self.close(fd)
         self.rename(temporary, path)
+
+
+@contextmanager
+def opened_directory(path: bytes) -> Iterator[int]:
+    """A directory to sync later, wherever it is renamed to meanwhile."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
