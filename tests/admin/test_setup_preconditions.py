@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from support import outside
 from support.machine import Machine, is_possible
-from support.programs import require
 
 HOST, V4 = "mx.example.com", "93.184.215.14"
 ROUTER, MAIL, WEB = "93.184.215.1", "198.51.100.25", "198.51.100.80"
@@ -45,12 +44,12 @@ class Surroundings:
     """A machine, and a router with the world behind it."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
-        self.until_end = stack.callback
+        self.enter, self.until_end = stack.enter_context, stack.callback
         self.records = {name: dict(records) for name, records in WELL.items()}
         self.secure = ["org"]
         self.inside = {"dns": "127.0.0.1"}
         self.outside: dict[str, Any] = {"mail": MAIL, "web": WEB}
-        self.machine = stack.enter_context(Machine(directory))
+        self.machine = self.enter(Machine(directory))
         (self.machine.root / "etc/resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:2\n")
         (self.machine.root / "etc/nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files dns\n")
         for path in ("/var/lib", "/var/vmail"):
@@ -62,23 +61,10 @@ class Surroundings:
 
     def setup(self, *words: str) -> str:
         """What it prints."""
-        ip, unshare = require("ip", "iproute2"), require("unshare", "util-linux")
-        router = outside.start({}, [unshare, "--net", "--"])
-        self.until_end(outside.end, router)
-        there = ["nsenter", f"--net=/proc/{router.pid}/ns/net"]
-        network = f"/proc/{self.machine.pid}/ns/net"
-        cable = [ip, "link", "add", "out", "type", "veth", "peer", "name", "in", "netns", str(router.pid)]
-        done = subprocess.run(["nsenter", f"--net={network}", *cable], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"no cable between network namespaces: {done.stderr.strip()}")
-        for text in (f"addr add {V4}/24 dev out", "link set out up", f"route add default via {ROUTER}"):
-            self.machine.run(ip, *text.split())
-        addresses = [f"addr add {a} dev {d}" for a, d in ((f"{ROUTER}/24", "in"), (MAIL, "lo"), (WEB, "lo"))]
-        for text in (*addresses, "link set in up", "link set lo up"):
-            subprocess.run([*there, ip, *text.split()], check=True)
+        there = self.enter(outside.connected(self.machine, [f"{V4}/24"], [f"{ROUTER}/24"], [MAIL, WEB]))
         self.until_end(outside.end, outside.start(self.outside, there))
         names = {**self.inside, "records": self.records, "secure": self.secure}
-        here = ["nsenter", f"--net={network}"]
+        here = ["nsenter", f"--net=/proc/{self.machine.pid}/ns/net"]
         self.until_end(outside.end, outside.start(names, here))
         command = ("setup", HOST, "--domain", "example.com", "--certificate", "later", "--dry-run", *words)
         return self.machine.run("pymxctl", *command).stdout

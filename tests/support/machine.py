@@ -4,7 +4,7 @@
         machine.run("pymxctl", "setup", …)
         server = machine.start("pymx", "serve", "--config", "/etc/pymx/pymx.toml")
 
-The programs are this machine's, mounted into it; or those of a debootstrap tree, with our Python mounted. Needs root.
+The programs are this machine's, mounted into it; or those of another system's tree, pymx among them. Needs root.
 """
 
 from __future__ import annotations
@@ -60,21 +60,22 @@ def _below(pid: int) -> list[int]:
 
 
 class Machine:
-    """`tree`: a root file system to begin with; without one, /usr is this machine's."""
+    """`tree`: a root file system with pymx in `programs`; without one, /usr and Python are this machine's."""
 
-    def __init__(self, directory: Path, tree: Path | None = None) -> None:
+    def __init__(self, directory: Path, tree: Path | None = None, programs: Path | None = None) -> None:
         self.root = tree or directory / "root"
         self._holder: subprocess.Popen[str] | None = None
         self._own_system = tree is None
-        self.bin = Path(sys.executable).parent
+        self.programs = programs or Path(sys.executable).parent
 
     def __enter__(self) -> Machine:
         for name in ("etc", "var/lib", "run", "tmp", "proc", "dev", "root"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         (self.root / "tmp").chmod(0o1777)
         (self.root / "root").chmod(0o755)
-        binds = {str(Path(sys.prefix)), str(Path(sys.base_prefix)), str(Path(pymx.__file__).parent.parent)}
+        binds: set[str] = set()
         if self._own_system:
+            binds = {str(Path(sys.prefix)), str(Path(sys.base_prefix)), str(Path(pymx.__file__).parent.parent)}
             self._make_etc()
             for name in _SYSTEM:
                 here = Path("/") / name
@@ -140,7 +141,9 @@ class Machine:
 
     def command(self, *words: str) -> list[str]:
         inside = self.pid
-        first = str(self.bin / words[0]) if (self.bin / words[0]).exists() else words[0]
+        ours = self.programs / words[0]
+        there = ours if self._own_system else self.root / str(ours).lstrip("/")
+        first = str(ours) if there.exists() or there.is_symlink() else words[0]
         enter = ["nsenter", "--mount", "--net", "--pid", f"--target={inside}", f"--root=/proc/{inside}/root", "--wd=/"]
         path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         return [*enter, "--", "env", "-i", path, "LC_ALL=C.UTF-8", first, *words[1:]]
@@ -154,7 +157,8 @@ class Machine:
     def start(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(self.command(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-    def kill(self, process: subprocess.Popen[str]) -> None:
+    @staticmethod
+    def kill(process: subprocess.Popen[str]) -> None:
         """End what `start` started, with its children: nsenter is only their parent."""
         for pid in [*_below(process.pid), process.pid]:
             with contextlib.suppress(ProcessLookupError):

@@ -17,10 +17,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from support.dns_server import DnsServer
+from support.machine import Machine
+from support.programs import require
 
 
 class _Dated(http.server.BaseHTTPRequestHandler):
@@ -67,6 +73,36 @@ def start(wanted: dict[str, Any], enter: list[str]) -> subprocess.Popen[str]:
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n", wanted
     return process
+
+
+@contextmanager
+def connected(
+    machine: Machine, own: Sequence[str], router: Sequence[str], others: Sequence[str] = ()
+) -> Iterator[list[str]]:
+    """A cable to a network of its own, with the addresses of the machine, of the router at the other end, and of those
+    behind it. A command put behind what is yielded runs outside.
+    """
+    ip, unshare = require("ip", "iproute2"), require("unshare", "util-linux")
+    holder = start({}, [unshare, "--net", "--"])
+    try:
+        there = ["nsenter", f"--net=/proc/{holder.pid}/ns/net"]
+        here = ["nsenter", f"--net=/proc/{machine.pid}/ns/net"]
+        cable = [ip, "link", "add", "out", "type", "veth", "peer", "name", "in", "netns", str(holder.pid)]
+        done = subprocess.run([*here, *cable], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no cable between network namespaces: {done.stderr.strip()}")
+        for where, text in [
+            # without the search for duplicates, which takes seconds
+            *((here, f"addr add {a} dev out{' nodad' if ':' in a else ''}") for a in own),
+            *((there, f"addr add {a} dev in{' nodad' if ':' in a else ''}") for a in router),
+            *((there, f"addr add {a} dev lo") for a in others),
+            (here, "link set out up"), (there, "link set in up"), (there, "link set lo up"),
+            *((here, f"route add default via {a.partition('/')[0]}") for a in router),
+        ]:  # fmt: skip
+            subprocess.run([*where, ip, *(["-6"] if ":" in text else []), *text.split()], check=True)
+        yield there
+    finally:
+        end(holder)
 
 
 def end(process: subprocess.Popen[str]) -> None:
