@@ -99,7 +99,7 @@ class Account:
             box = self._boxes.get(levels)
             if box is None:
                 box = self._boxes[levels] = Box(
-                    self.home, levels, path, reconcile, morekeywords.write, firstsight.complete
+                    self.home, levels, path, reconcile, morekeywords.write, firstsight.prepare
                 )
             self._recent.pop(levels, None)
             self._recent[levels] = box
@@ -118,7 +118,7 @@ class Account:
         self._make_roots()
         with folders.account_lock(self.home):
             if not is_mailbox(self.home.root):
-                inbox = Box(self.home, INBOX, self.home.root, reconcile, morekeywords.write, firstsight.complete)
+                inbox = Box(self.home, INBOX, self.home.root, reconcile, morekeywords.write, firstsight.prepare)
                 if os.path.exists(inbox.uidlist):
                     inbox.mend()
                 else:

@@ -107,7 +107,7 @@ class Box:
         path: bytes,
         reconcile: Callable[[Hold, bool], None],
         write_more_keywords: Callable[[Hold], None],
-        fill: Callable[[Box], None],
+        prepare: Callable[[Box, Row | None], None],
     ) -> None:
         self.home = home
         self.levels = levels
@@ -121,7 +121,7 @@ class Box:
         self.mutex = threading.RLock()
         self.reconcile = reconcile
         self.write_more_keywords = write_more_keywords
-        self.fill = fill
+        self.prepare = prepare
         self.filling = threading.RLock()  # taken before `mutex`, never in a hold
         self.sight: Sight | None = None  # rows that are still to be written
         self.views = ViewCache()
@@ -194,8 +194,7 @@ class Box:
         with self.home.index.read() as db:
             row = self.row(db)
         if not self.current(row):
-            if row is None or not row.guid or row.dirty_since == FILLING:
-                self.fill(self)
+            self.prepare(self, row)
             with Hold(self):
                 return
         assert row is not None
@@ -236,11 +235,11 @@ class Box:
 class Hold:
     """The mailbox under all its locks, with its row and an open index transaction.
 
-    `rows`: which of them the holder needs. Usually all; with `some` a mailbox may be FILLING, the uidlist being taken
-    in; with `none` it may never have been seen.
+    `rows`: which of them the holder needs. Usually all, as the files are; with `stale` as they are, to be brought
+    nearer; with `some` a mailbox may be FILLING, the uidlist being taken in; with `none` it may never have been seen.
     """
 
-    def __init__(self, box: Box, *, full: bool = False, rows: Literal["all", "some", "none"] = "all") -> None:
+    def __init__(self, box: Box, *, full: bool = False, rows: Literal["all", "stale", "some", "none"] = "all") -> None:
         self.box = box
         self.disk = box.home.disk
         self.row: Row
@@ -266,6 +265,8 @@ class Hold:
             self.db = self._taken[1]
             row = self.box.row(self.db)
             self.row = row or self._adopt()
+            if self._rows == "stale":
+                self.listed = (self.row.cur_mtime, self.row.new_mtime)  # no newer than they are
             if self._full or row is None or not self.box.current(row):
                 self._take_in()
         except BaseException:
@@ -275,6 +276,8 @@ class Hold:
 
     def _take_in(self) -> None:
         row = self.row
+        if self._rows == "stale" and row.guid and row.dirty_since != FILLING and row.dirty_since != POWER_CUT:
+            return
         if not self._full and (
             (self._rows == "none" and not row.guid)
             or (self._rows != "all" and row.dirty_since == FILLING and self._uidlist_taken_in())

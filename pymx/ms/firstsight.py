@@ -28,7 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pymx.mail.flags import SEEN
-from pymx.ms import arrive, dovecotindex, letters, morekeywords, names, reconcile, repair, uidlist
+from pymx.ms import arrive, dovecotindex, letters, morekeywords, names, reconcile, renames, repair, uidlist
 from pymx.ms.box import FILLING, Box, Hold, Row, Stamp, runs
 from pymx.ms.flagging import HOLD_MESSAGES
 from pymx.ms.index import ARRIVED
@@ -55,6 +55,7 @@ class Sight:
     found: uidlist.UidList | None  # None: there is no uidlist
     placed: list[Placed]  # ascending
     unplaced: list[tuple[int, int, bytes, bytes, int]]  # time, base, name, in_new; in the order they get UIDs
+    new: int  # how many are in `new/`, which SELECT empties at once
     recent: bool  # something changed just before, so a change may be hidden
     mailbox: int = 0
     guid: str = ""
@@ -83,14 +84,17 @@ class Begun:
     keywords: list[str]
 
 
-def begin(box: Box, *, claim: bool) -> Begun | None:
-    """Begin with a mailbox never seen; None if it is left to a usual hold. `claim`: new messages are the caller's."""
+def begin(box: Box, *, claim: bool = False, tells: bool = False) -> Begun | None:
+    """Begin with a mailbox never seen; None if it is left to others. `claim`: new messages are the caller's.
+
+    `tells`: the caller is a SELECT, which needs to know all keywords.
+    """
     with box.filling:
-        if _seen(box):
+        if _seen(box) or (tells and os.path.exists(os.path.join(box.path, morekeywords.NAME))):
             return None
         for _ in range(_TRIES):
             sight = _look(box)
-            if sight is None or (claim and _cant_claim(box, sight)):
+            if sight is None or (claim and sight.new > HOLD_MESSAGES):
                 return None
             try:
                 return _establish(box, sight, claim=claim)
@@ -102,7 +106,7 @@ def begin(box: Box, *, claim: bool) -> Begun | None:
 
 def complete(box: Box, stopped: Callable[[], bool] = lambda: False) -> None:
     """Write the rows that are missing, if that was begun here; begin with a large mailbox that was never seen."""
-    begin(box, claim=False)
+    begin(box)
     with box.filling:
         sight, box.sight = box.sight, None
         if sight is None:
@@ -112,6 +116,14 @@ def complete(box: Box, stopped: Callable[[], bool] = lambda: False) -> None:
             if stopped() or not _fill(box, sight):
                 return
         _finish(box, sight)
+
+
+def prepare(box: Box, row: Row | None) -> None:
+    """Before a hold that takes in everything: do without it what takes long."""
+    if row is None or not row.guid or row.dirty_since == FILLING:
+        complete(box)
+    else:
+        renames.take_in(box, row)
 
 
 def _seen(box: Box) -> bool:
@@ -166,7 +178,7 @@ def _look(box: Box) -> Sight | None:
         if b",W=" in name or _is_file(box, (0, name, in_new, b""))
     ]
     unplaced.sort()
-    return Sight(stamp, found, placed, unplaced, max(stamp[3:]) > taken - _TICK_NS)
+    return Sight(stamp, found, placed, unplaced, len(new), max(stamp[3:]) > taken - _TICK_NS)
 
 
 def _behind_dovecot(box: Box, found: uidlist.UidList) -> bool:
@@ -183,12 +195,6 @@ def _is_file(box: Box, message: Placed) -> bool:
         return stat.S_ISREG(os.stat(_path(box, message), follow_symlinks=False).st_mode)
     except FileNotFoundError:
         return False
-
-
-def _cant_claim(box: Box, sight: Sight) -> bool:
-    """SELECT moves new messages at once; many of them, or keywords that only rows can tell, are for later."""
-    new = sum(message[2] for message in sight.placed) + sum(found[4] for found in sight.unplaced)
-    return new > HOLD_MESSAGES or os.path.exists(os.path.join(box.path, morekeywords.NAME))
 
 
 def _establish(box: Box, sight: Sight, *, claim: bool) -> Begun:

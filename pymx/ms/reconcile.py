@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import repeat
 
 from pymx import log
+from pymx.mail.flags import DELETED, SEEN
 from pymx.ms import keywords, morekeywords, names, repair, uidlist
 from pymx.ms.box import FILLING, POWER_CUT, Hold
 from pymx.ms.index import ARRIVED, EXPUNGED
@@ -87,7 +88,7 @@ def _take_listing(hold: Hold, lines: list[Record], *, list_cur: bool, list_new: 
     kept = {names.base_of(name) for _, name, _ in renamed}
     gone = [(uid, name) for base, (uid, name) in seen.gone.items() if base not in kept]
     if renamed:
-        _take_renamed(hold, renamed)
+        take_renamed(hold, renamed)
     if gone:
         expunge_rows(hold, sorted(uid for uid, _ in gone))
     if seen.fresh:
@@ -143,8 +144,9 @@ def usable(names_there: set[bytes]) -> bool:
     return b"\n" not in joined and b"\r" not in joined
 
 
-def _take_renamed(hold: Hold, renamed: list[tuple[int, bytes, int]]) -> None:
-    low, flagged, updates = hold.row.low, [], []
+def take_renamed(hold: Hold, renamed: list[tuple[int, bytes, int]]) -> None:
+    """New names of messages, with the flags they show; counters too."""
+    row, low, flagged, updates = hold.row, hold.row.low, [], []
     for uid, name, in_new in renamed:
         flags, letters = names.flags_of(name)
         old = hold.db.execute("SELECT flags, keywords FROM message WHERE id=?", (low | uid,)).fetchone()
@@ -152,6 +154,8 @@ def _take_renamed(hold: Hold, renamed: list[tuple[int, bytes, int]]) -> None:
         updates.append((name, in_new, flags, bits, low | uid))
         if (flags, bits) != old:
             flagged.append(uid)
+            row.unseen += (not flags & SEEN) - (not old[0] & SEEN)
+            row.deleted += bool(flags & DELETED) - bool(old[0] & DELETED)
     hold.db.executemany("UPDATE message SET name=?, in_new=?, flags=?, keywords=? WHERE id=?", updates)
     if flagged:
         hold.set_modseq(sorted(flagged))

@@ -162,7 +162,7 @@ def test_no_hold_writes_more_than_a_thousand_rows(directory: Path, opened: Opene
         sizes.append(len(found(box)))
         return False
 
-    assert firstsight.begin(box, claim=False) is not None
+    assert firstsight.begin(box) is not None
     firstsight.complete(box, look)
     sizes.append(len(found(box)))
     assert max(after - before for before, after in itertools.pairwise(sizes)) == HOLD_MESSAGES
@@ -174,7 +174,7 @@ def test_stopped_after_any_hold_nothing_told_changes(directory: Path, opened: Op
     """UIDs told are those of the same messages; what the session before was told does not hide a later change."""
     (directory / "pymx-keywords").write_text("5 late\n")
     box, turns = opened(directory), 0
-    begun = firstsight.begin(box, claim=False)
+    begun = firstsight.begin(box)
     assert begun is not None
     told = begun.row
 
@@ -209,7 +209,7 @@ def test_stopped_after_any_hold_nothing_told_changes(directory: Path, opened: Op
 def test_a_delivery_goes_on_in_between(directory: Path, opened: Opened) -> None:
     """It waits for a short hold only, in this process and in another; its UID is above all that were told."""
     box, other = opened(directory), opened(directory)
-    begun = firstsight.begin(box, claim=False)
+    begun = firstsight.begin(box)
     assert begun is not None
     uids: list[int] = []
 
@@ -231,7 +231,7 @@ def test_a_delivery_goes_on_in_between(directory: Path, opened: Opened) -> None:
 def test_lines_of_another_server_in_between_are_respected(directory: Path, opened: Opened) -> None:
     """Dovecot delivers while rows are written: its UID is not given again."""
     box = opened(directory)
-    assert firstsight.begin(box, claim=False) is not None
+    assert firstsight.begin(box) is not None
 
     def dovecot() -> None:
         with open(directory / "dovecot-uidlist", "a") as file:
@@ -250,7 +250,7 @@ def test_lines_of_another_server_in_between_are_respected(directory: Path, opene
 def test_what_foreign_programs_do_in_between_is_found(directory: Path, opened: Opened, hold: int) -> None:
     """Renamed or removed before its row is written or after it: the next look takes it in."""
     box = opened(directory)
-    begun = firstsight.begin(box, claim=False)
+    begun = firstsight.begin(box)
     assert begun is not None
 
     def foreign() -> None:
@@ -273,7 +273,7 @@ def test_a_message_without_size_that_is_renamed_or_goes(tmp_path: Path, opened: 
     directory = fill(tmp_path / "alice", without=MESSAGES)
     old = directory / "cur" / name(MESSAGES).replace(",W=20", "")
     box = opened(directory)
-    begun = firstsight.begin(box, claim=False)
+    begun = firstsight.begin(box)
     assert begun is not None
     assert len(begun.uids) == MESSAGES
     between(box, lambda: old.unlink())
@@ -287,7 +287,7 @@ def test_a_message_without_size_that_is_renamed_or_goes(tmp_path: Path, opened: 
 def test_others_who_need_all_rows_take_them_in_themselves(directory: Path, opened: Opened) -> None:
     """A STORE by another process in between is kept."""
     box, other = opened(directory), opened(directory)
-    assert firstsight.begin(box, claim=False) is not None
+    assert firstsight.begin(box) is not None
 
     def store() -> None:
         flagging.store(other, [1, MESSAGES], flagging.Change("add", FLAGGED, ()))
@@ -345,11 +345,22 @@ def test_new_messages_are_moved_and_recent_once(directory: Path, opened: Opened)
     counted(box)
 
 
+@pytest.mark.parametrize("claim", [None, flagging.claim_new], ids=["EXAMINE", "SELECT"])
+def test_keywords_that_only_rows_can_tell_are_waited_for(
+    directory: Path, opened: Opened, claim: Callable[[Box], int] | None
+) -> None:
+    """Those beyond the letters are in a file of their own, by UID."""
+    (directory / "pymx-keywords").write_text("5 late\n")
+    state = delivering.opened(opened(directory), claim)
+    assert state.early is None
+    assert state.keywords[26] == "late"
+
+
 def test_what_is_not_plain_is_left_to_one_hold(directory: Path, opened: Opened) -> None:
     """A base twice: the usual way finds out what it is."""
     (directory / "new" / base(3)).write_bytes(b"Subject: other\n\n")
     box = opened(directory)
-    assert firstsight.begin(box, claim=False) is None
+    assert firstsight.begin(box) is None
     state = delivering.opened(box, None)
     assert state.early is None
     box.refresh()
