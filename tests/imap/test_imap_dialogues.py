@@ -2,10 +2,12 @@
 
 Each file in dialogues/ is one. `C: ` is sent, `S: ` expected, `C2: ` and `S2: ` are a second session; `C| ` is sent
 without looking for an answer being a line of a literal. In what is expected, … stands for any text, and ‹name› for text
-that is the same wherever the name comes again. `deliver [MAILBOX]` brings a message: the one in the lines `M| ` before
-it, or a usual one. `login` logs in as alice, `login2` opens the second session; `greeting` is what the first one was
-greeted with, `deflate` compresses it from here on, and `reconnect` begins it anew after LOGOUT. At the end nothing else
-may have been said, except that after LOGOUT the server has closed.
+that is the same wherever the name comes again; what is sent may name it too.
+
+`login` logs in as alice, `login2` opens the second session. `deliver [MAILBOX]` brings a message: the one in the lines
+`M| ` before it, or a usual one. `old COUNT` brings so many of the beginning of 1994. `greeting` is what the first session
+was greeted with, `deflate` compresses it from here on, and `reconnect` begins it anew after LOGOUT. At the end nothing
+else may have been said, except that after LOGOUT the server has closed.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ import zlib
 from pathlib import Path
 
 import pytest
-from imap_rig import Client, Rig, running
+from imap_rig import ALICE, Client, Rig, running
 from support.tls import TlsFiles
 
 from pymx.config.model import Mail
+from pymx.ms.store import Append
+from pymx.spool import Content
 
 DIALOGUES = sorted((Path(__file__).parent / "dialogues").glob("*.txt"))
 
@@ -112,6 +116,9 @@ class _Dialogue:
                 message = "".join(f"{each}\r\n" for each in self.message).encode()
                 await self.rig.deliver(message or MESSAGE, rest or "INBOX")
                 self.message = []
+            case "old":
+                item = Append(Content.from_bytes(b"Subject: old\r\n\r\n"), 0, (), 757_382_400)
+                await self.rig.store.append(ALICE, "INBOX", [item] * int(rest))
             case "M|":
                 self.message.append(rest)
             case "greeting":
