@@ -23,7 +23,7 @@ from support.tls import CertificateAuthority
 from support.wait import wait_for
 
 from pymx.admin import ctl
-from pymx.admin.install.plan import UNITS, unit_text
+from pymx.admin.install.units import UNITS, unit_text
 from pymx.config.load import load
 
 HOST = "mx.example.com"

@@ -11,7 +11,7 @@ import pytest
 from support.programs import require
 
 from pymx.admin import backup_place, ctl
-from pymx.admin.install.plan import unit_text
+from pymx.admin.install.units import unit_text
 
 
 @pytest.mark.parametrize(

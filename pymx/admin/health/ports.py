@@ -49,7 +49,8 @@ def check(subject: Subject) -> Iterator[Finding]:
                     "systemctl restart pymx",
                     "mail servers or clients can't connect there",
                 )
-            elif named := [h for h in others if h.program]:
+            # systemd holds what a socket unit hands over to us; another's we could not have bound beside it
+            elif named := [h for h in others if h.program not in ("", "systemd")]:
                 yield _taken(name, where, named[0])
             elif others:
                 # the kernel shows nobody but root what a process with a capability has open; ours has one

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -11,13 +11,12 @@ from pymx.admin.install import steps
 from pymx.admin.install.answers import DATABASE_URL, Answers, config_text
 from pymx.admin.install.dropins import dropins
 from pymx.admin.install.steps import ROOT, Owner, SetupError, Step
+from pymx.admin.install.units import UNITS, unit_text
 from pymx.config.load import ConfigError, load, parse
 from pymx.config.model import Config
 
-UNITS = ("pymx.service", "pymx-nightly.service", "pymx-nightly.timer", "pymx-backup.service", "pymx-backup.timer")
-# the backup has no target yet, so its timer waits for somebody who names one
+# the backup has no target yet, so its timer waits for somebody who names one; sockets are for who wants them
 _WANTED_BY = {"pymx.service": "multi-user.target", "pymx-nightly.timer": "timers.target"}
-_BUILT_FOR = "/opt/pymx/bin/"
 
 
 def effective_config(answers: Answers) -> Config:
@@ -99,17 +98,3 @@ def _systemd(answers: Answers, config: Config) -> Iterator[Step]:
         yield steps.Link(directory / f"{target}.wants" / name, f"/etc/systemd/system/{name}")
     if answers.root == Path("/"):
         yield steps.Units(lambda: changed)
-
-
-def unit_text(name: str, programs: Path) -> str:
-    """A unit for where the programs are. Raises SetupError."""
-    for directory in unit_directories():
-        if (directory / name).exists():
-            return (directory / name).read_text(encoding="utf-8").replace(_BUILT_FOR, f"{programs}/")
-    raise SetupError(f"{name} is not in this installation; take it from the sources (systemd/)")
-
-
-def unit_directories() -> Sequence[Path]:
-    """In an installed package, and in a source tree."""
-    package = Path(__file__).resolve().parent.parent.parent
-    return (package / "systemd", package.parent / "systemd")
