@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import secrets
+import random
 from typing import TYPE_CHECKING, cast
 
 from aiosmtpd.smtp import SMTP
@@ -112,7 +112,7 @@ class Session(SMTP):
         self._connection = cast(asyncio.Transport, transport)  # uvloop's are Transports in all but name
         peer = transport.get_extra_info("peername")
         ip, port = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) else ("", 0)
-        self.facts = SessionFacts(secrets.token_hex(5), self.engine.listener, ip, port)
+        self.facts = SessionFacts(f"{random.getrandbits(40):010x}", self.engine.listener, ip, port)
         if self.engine.implicit_tls:
             self.facts.tls = tls.describe(transport)
         self.engine.sessions.add(self)
