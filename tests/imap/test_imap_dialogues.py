@@ -5,7 +5,7 @@ without looking for an answer being a line of a literal. In what is expected, â€
 that is the same wherever the name comes again; what is sent may name it too.
 
 `login` logs in as alice, `login2` opens the second session. `deliver [MAILBOX]` brings a message: the one in the lines
-`M| ` before it, or a usual one. `old COUNT` brings so many of the beginning of 1994. `greeting` is what the first session
+`M| ` before it, or a usual one; `old COUNT` so many of the beginning of 1994. `greeting` is what the first session
 was greeted with, `deflate` compresses it from here on, and `reconnect` begins it anew after LOGOUT. At the end nothing
 else may have been said, except that after LOGOUT the server has closed.
 """
