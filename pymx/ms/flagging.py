@@ -161,23 +161,37 @@ def _rename(hold: Hold, name: bytes, fresh: bytes) -> bool:
 
 
 def claim_new(box: Box) -> int:
-    """SELECT: move what is in `new/` to `cur/`, make those messages nobody else's \\Recent; the first recent UID."""
+    """SELECT: make the messages since the last claim nobody else's \\Recent, move those in `new/` to `cur/`.
+
+    The first recent UID. Killed in between, some stay in `new/`, which is no harm.
+    """
     with Hold(box) as hold:
         row = hold.row
-        first = row.first_recent
-        if first < row.uidnext:
-            found = hold.db.execute(
-                "SELECT id, name FROM message WHERE id BETWEEN ? AND ? AND in_new", (row.low | first, row.high)
-            ).fetchall()
-            moved = []
-            for message, name in found:
-                fresh = names.with_flags(name, *names.flags_of(name))
-                if _rename(hold, name, fresh):
-                    moved.append((fresh, message))
-            hold.db.executemany("UPDATE message SET name=?, in_new=0 WHERE id=?", moved)
-            row.first_recent = row.uidnext
-            hold.saved()
-        return first
+        first, stop = row.first_recent, row.uidnext
+        if first >= stop:
+            return first
+        at = _move_new(hold, first, stop)
+        row.first_recent = stop
+        hold.saved()
+    while at < stop:
+        with Hold(box) as hold:
+            at = _move_new(hold, at, stop)
+    return first
+
+
+def _move_new(hold: Hold, at: int, stop: int) -> int:
+    """Move what one hold takes of the UIDs from `at` to below `stop`; where to go on."""
+    found = hold.db.execute(
+        "SELECT id, name FROM message WHERE id BETWEEN ? AND ? AND in_new ORDER BY id LIMIT ?",
+        (hold.row.low | at, hold.row.low | (stop - 1), HOLD_MESSAGES),
+    ).fetchall()
+    moved = []
+    for message, name in found:
+        fresh = names.with_flags(name, *names.flags_of(name))
+        if _rename(hold, name, fresh):
+            moved.append((fresh, message))
+    hold.db.executemany("UPDATE message SET name=?, in_new=0 WHERE id=?", moved)
+    return (found[-1][0] - hold.row.low) + 1 if len(found) == HOLD_MESSAGES else stop
 
 
 def positions(uids: Sequence[int], wanted: Sequence[int]) -> list[int]:

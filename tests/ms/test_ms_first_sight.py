@@ -345,6 +345,21 @@ def test_new_messages_are_moved_and_recent_once(directory: Path, opened: Opened)
     counted(box)
 
 
+def test_many_new_messages_are_moved_a_thousand_a_hold(directory: Path, opened: Opened) -> None:
+    """All are this session's \\Recent from the first hold on."""
+    for uid in range(1, MESSAGES + 1):
+        (directory / "cur" / name(uid)).rename(directory / "new" / base(uid))
+    box, other = opened(directory), opened(directory)
+    box.refresh()
+    assert delivering.opened(box, flagging.claim_new).first_recent == 1
+    assert list((directory / "new").iterdir()) == []
+    box.refresh()
+    counted(box)
+    assert delivering.opened(other, flagging.claim_new).first_recent == MESSAGES + 1
+    with box.home.index.read() as db:
+        assert db.execute("SELECT count(*) FROM message WHERE in_new").fetchone() == (0,)
+
+
 @pytest.mark.parametrize("claim", [None, flagging.claim_new], ids=["EXAMINE", "SELECT"])
 def test_keywords_that_only_rows_can_tell_are_waited_for(
     directory: Path, opened: Opened, claim: Callable[[Box], int] | None
