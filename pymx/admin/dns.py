@@ -101,6 +101,7 @@ def open_resolver(context: Context) -> Resolver:
 # --- records, for people
 
 
+_LATER = "There is no certificate yet, so there are no TLSA and CAA records here. When it is there: pymxctl dns records"
 _TITLES = {
     Need.REQUIRED: "Needed: without these, mail does not arrive or is refused",
     Need.ADVISED: "Advised",
@@ -121,6 +122,8 @@ def print_records(context: Context, server: Server, domains: Sequence[Domain], *
     if zone:
         for record in found:
             print(f"; {record.why}\n{record.zone_line}")
+        if not server.key_digests:
+            print(f"; {_LATER}")
         return Exit.OK
     for need, title in _TITLES.items():
         some = [record for record in found if record.need is need]
@@ -129,6 +132,8 @@ def print_records(context: Context, server: Server, domains: Sequence[Domain], *
             for record in some:
                 _print(record)
             print()
+    if not server.key_digests:
+        print(f"{_LATER}\n")
     print("For a zone file: pymxctl dns records --zone. When they are published: pymxctl dns check")
     return Exit.OK
 

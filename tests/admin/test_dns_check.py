@@ -230,3 +230,23 @@ def test_a_domain_without_a_key_is_named(rig: Rig, capsys: pytest.CaptureFixture
     status, out = run(rig, capsys, "check", "other.test")
     assert status == 1
     assert "pymxctl dkim generate other.test" in out
+
+
+def test_records_of_a_certificate_that_is_not_there_yet_are_announced(
+    rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They follow from its key and from who issued it (RFC 7672, RFC 8659)."""
+    for form in ((), ("--zone",)):
+        said = run(rig, capsys, "records", DOMAIN, *form)[1]
+        assert "IN TLSA 3 1 1" in said or "TLSA    (" in said
+        assert "letsencrypt.org" in said
+        assert "There is no certificate yet" not in said
+    text = rig.config.read_text()
+    without = tmp_path / "pymx.toml"
+    without.write_text(text.partition("[tls]")[0] + "[smtp]" + text.partition("[smtp]")[2])
+    for form, start in (((), ""), (("--zone",), "; ")):
+        assert ctl.main(["--config", str(without), "dns", "records", DOMAIN, *form]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        (said,) = [line for line in lines if "TLSA" in line or "CAA" in line]
+        assert said.startswith(f"{start}There is no certificate yet, so there are no TLSA and CAA records here.")
+        assert said.endswith("pymxctl dns records")

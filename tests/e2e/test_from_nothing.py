@@ -161,6 +161,7 @@ def test_set_up_published_certified_and_received(
         assert f"the server's name {HOST} is not in DNS" in said
         assert f"the address {V4} has no name in reverse DNS" in said
         assert "does not validate DNSSEC" in said
+        assert "There is no certificate yet, so there are no TLSA and CAA records here." in said
         configure(machine, certificate_authority)
         zone = machine.run("pymxctl", "dns", "records", "--zone").stdout.splitlines()
         assert f"{HOST}. IN A {V4}" in zone
@@ -170,6 +171,7 @@ def test_set_up_published_certified_and_received(
             tls = machine.root / "var/lib/pymx/tls"
             wanted = {f"{HOST}.pem", f"{DOMAIN}.pem"}
             wait_for(lambda: wanted <= {p.name for p in tls.glob("*.pem")}, timeout_s=120, what="the certificates")
+            assert f"_25._tcp.{HOST}. IN TLSA 3 1 1 " in machine.run("pymxctl", "dns", "records", "--zone").stdout
             done = machine.run("pymxctl", "dns", "check", check=False)
             assert done.returncode == 0, done.stdout
             assert "FAIL" not in done.stdout
