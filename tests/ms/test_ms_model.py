@@ -294,7 +294,7 @@ def play(rig: Rig, events: list[Event]) -> None:
 
 
 @pytest.mark.timeout(600)  # one that fails is minimised
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(events=st.lists(_events, min_size=1, max_size=25))
 def test_an_account_is_what_the_model_says(rig: Rig, events: list[Event]) -> None:
     play(rig, events)
