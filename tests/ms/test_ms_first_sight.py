@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from ms_scenarios import account, content
 from ms_support import OWNER, deliver, maildir, new_store
+from support.wait import wait_until
 
 from pymx.mail.flags import FLAGGED, SEEN
 from pymx.ms import delivering, firstsight, flagging, letters, removing, rows, uidlist
@@ -399,6 +400,8 @@ async def test_a_session_goes_on_while_rows_are_written(tmp_path: Path) -> None:
     directory = fill(maildir(tmp_path))
     store = new_store(tmp_path)
     await store.start()
+    asked: list[str] = []
+    store.wants_rendering = lambda email, guid: asked.append(guid)
     first = await store.open(OWNER, "INBOX", read_only=False)
     second = await store.open(OWNER, "INBOX", read_only=False)
     (directory / "cur" / name(2)).unlink()
@@ -412,6 +415,7 @@ async def test_a_session_goes_on_while_rows_are_written(tmp_path: Path) -> None:
     await second.refresh()
     assert first.uids == second.uids
     assert (await store.status(OWNER, "INBOX")).messages == MESSAGES
+    await wait_until(lambda: asked[:1] == ["ab" * 16], what="a process is asked to render the messages")
     first.close()
     second.close()
     await store.close()
