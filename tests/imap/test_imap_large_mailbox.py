@@ -22,9 +22,7 @@ from support.tls import TlsFiles
 from support.wait import wait_until
 
 DISTINCT = 200  # messages; the others are links to them
-LONGEST_S = (
-    5.0  # until another session's NOOP is answered, on a machine that is busy with other tests; 0.1 on a quiet one
-)
+LONGEST_S = 5.0  # until another session's NOOP is answered, on a busy machine; on a quiet one 0.1
 LEAST_ANSWERS = 3  # NOOPs answered while a command runs; none or one if it held up the others
 SHORTEST_S = 0.2  # a command that ends sooner says nothing about it
 # What a command may take beside what was there before it. The responses of the short form are 24 MB, of the long 243.
