@@ -190,11 +190,7 @@ class Files:
         if not self.directory.is_dir():
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for made in (self.directory.parent, self.directory.parent.parent):
-                fd = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
+                sync_directory(made)
         self._fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
@@ -344,3 +340,12 @@ def only(envelope: Envelope, numbers: Sequence[int]) -> Envelope:
     if len(numbers) == len(envelope.recipients):
         return envelope
     return replace(envelope, recipients=tuple(envelope.recipients[n] for n in numbers))
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in it durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

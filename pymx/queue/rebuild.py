@@ -17,7 +17,7 @@ from pymx import log
 from pymx.config.model import Route
 from pymx.mail.envelope import Envelope
 from pymx.queue.destination import destination, routing_domain
-from pymx.queue.files import DamagedFile, Files
+from pymx.queue.files import DamagedFile, Files, sync_directory
 from pymx.queue.item import LOCAL, QueueId
 from pymx.queue.state import NewMessage, State
 
@@ -72,7 +72,7 @@ def rebuild(state: State, files: Files, routes: Sequence[Route], reason: str = "
     finally:
         new.close()  # the last connection moves the journal into the database and syncs it
     os.rename(new.path, state.path)
-    _sync_directory(state.path.parent)
+    sync_directory(state.path.parent)
     state.open()
     if existed or names:
         _log.info("queue_rebuilt", count=recovered)
@@ -89,14 +89,6 @@ def _move_aside(path: Path) -> str:
         except FileNotFoundError:
             continue
     return aside
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _recover(state: State, files: Files, routes: Sequence[Route], name: QueueId) -> int:
