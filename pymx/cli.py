@@ -30,8 +30,9 @@ def main(argv: list[str] | None = None) -> int:
             from pymx.admin import ctl  # the same check as `pymxctl check-config`
 
             return ctl.main(["--config", str(arguments.config), "check-config"])
-        from pymx.app.lean import leave_out
+        from pymx.app.lean import keep_buffers_apart, leave_out
 
+        keep_buffers_apart()
         leave_out()
         from pymx.app.serve import serve
 
