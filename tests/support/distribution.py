@@ -36,7 +36,7 @@ mkdir root
 debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates {options} \\
     {suite} root {mirror} {script} >&2
 cd root
-rm -f var/cache/apt/archives/*.deb
+rm -rf var/cache/apt/* var/lib/apt/lists/* usr/share/doc usr/share/man usr/share/locale
 chroot . /usr/bin/env -i {path} python3 -m venv /opt/pymx
 cp -L /etc/resolv.conf etc/resolv.conf
 if [ -e {authorities} ]; then cp {authorities} etc/ssl/certs/ca-certificates.crt; fi
@@ -125,7 +125,7 @@ def _archive(distribution: Distribution) -> Path:
 
 def _make(distribution: Distribution, archive: Path) -> None:
     if distribution.keyring and not Path(distribution.keyring).exists():
-        pytest.skip(f"needs {distribution.keyring} (apt-get install ubuntu-archive-keyring)")
+        pytest.skip(f"needs {distribution.keyring} (of the package ubuntu-keyring)")
     release = f"{distribution.mirror}/dists/{distribution.suite}/Release"
     if not _answers(release):
         pytest.skip(f"needs {release}, which can't be reached")
