@@ -20,7 +20,7 @@ settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True
 settings.register_profile("search", deadline=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "search")
 
-# A shell starts what runs in the background deaf to Ctrl-C, and children inherit that: those of some tests are ended so.
+# A shell starts what runs in the background deaf to Ctrl-C, and children inherit that; some are ended so in tests.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
