@@ -356,12 +356,17 @@ def _credential(section: str, key: str, file: str, name: str) -> Iterator[str]:
         yield _error(setting, name, f"{key}_file is set already")
     if "/" in name or name in (".", ".."):
         yield _error(setting, name, "expected a name, as in the unit's LoadCredential=")
-    elif secret.VARIABLE in os.environ:  # by hand, outside of the unit, there is nothing to look at
+    # by hand, outside of the unit, there is nothing to look at
+    elif secret.VARIABLE in os.environ and not secret.is_of_another_unit():
         path = secret.credential_path(name)
-        if path.exists():
-            yield from _readable(setting, str(path))
-        else:
+        try:
+            path.stat()
+        except FileNotFoundError:
             yield _error(setting, name, secret.no_credential(name, f"{path} does not exist"))
+        except OSError as e:
+            yield _error(setting, str(path), f"can't be read: {e.strerror}")
+        else:
+            yield from _readable(setting, str(path))
 
 
 def _reports(config: Config) -> Iterator[str]:

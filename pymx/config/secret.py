@@ -22,13 +22,20 @@ def credential_path(credential: str) -> Path:
     return Path(os.environ.get(VARIABLE) or _OF_THE_SERVER, credential)
 
 
+def is_of_another_unit() -> bool:
+    """Are the credentials here those of the nightly examination or the backup? They get what they use, not all."""
+    name = Path(os.environ.get(VARIABLE, "")).name
+    return name.endswith(".service") and name != Path(_OF_THE_SERVER).name
+
+
 def no_credential(credential: str, why: str) -> str:
     """What is to be done about a credential that is not there."""
     passed = VARIABLE in os.environ
     where = why if passed else f"${VARIABLE} is not set, and {credential_path(credential)}: {why}"
     return (
         f"no such credential ({where}): put LoadCredential={credential}:/path/of/its/file into a drop-in of each unit "
-        f"(systemctl edit pymx), systemctl restart pymx; by hand, set {VARIABLE} to a directory with the file in it"
+        f"(systemctl edit pymx), systemctl restart pymx; by hand, set {VARIABLE} to a directory with "
+        "the file in it, which the server's user can read"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,27 @@ def test_secret_is_in_no_error(credentials: Path) -> None:
 def test_database_is_that_of_the_credential(credentials: Path) -> None:
     url = configured_url(parse('[database]\nurl_credential = "given"').database)
     assert (url.drivername, url.username, url.database) == ("mysql", "me", "mail")
+
+
+def test_unit_beside_the_server_needs_not_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nightly examination gets the database's, and does not miss the secrets of SRS."""
+    text = 'srs_secret_credential = "srs"'
+    monkeypatch.setenv(VARIABLE, "/run/credentials/pymx-nightly.service")
+    assert problems("[forwarding]", text) == []
+    monkeypatch.setenv(VARIABLE, "/run/credentials/pymx.service")
+    assert len(problems("[forwarding]", text)) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_credentials_of_somebody_else_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory of root's, when pymxctl has become the server's user."""
+    secrets = tmp_path / "secrets"
+    secrets.mkdir(mode=0o700)
+    (secrets / "srs").write_text("geheim")
+    monkeypatch.setenv(VARIABLE, str(secrets))
+    try:
+        os.seteuid(65534)
+        (said,) = problems("[forwarding]", 'srs_secret_credential = "srs"')
+    finally:
+        os.seteuid(0)
+    assert said.endswith("can't be read: Permission denied")
