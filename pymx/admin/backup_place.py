@@ -29,7 +29,7 @@ def drop_in(directory: Path) -> str:
 
 def refuse_read_only(directory: Path) -> None:
     """Raises CtlError that says what opens it. A directory that is not there is judged by where it would be."""
-    place = next(p for p in (directory, *directory.parents) if p.exists())
+    place = next(p for p in (directory, *directory.parents) if os.path.exists(p))  # not Path.exists: it may be hidden
     if os.statvfs(place).f_flag & os.ST_RDONLY:
         raise CtlError(
             f"{directory} is read-only here. If its disk is not: pymx-backup.service may not write there until a "

@@ -11,6 +11,8 @@ import pytest
 from support.programs import require
 
 from pymx.admin import backup_place, ctl
+from pymx.admin.backup_directory import DirectoryTarget
+from pymx.admin.context import CtlError
 from pymx.admin.install.units import unit_text
 
 
@@ -70,3 +72,16 @@ def test_setup_opens_the_target_to_the_unit(target: str, tmp_path: Path, capsys:
     assert ctl.main([*words, "--json"]) == 0
     assert backup_place.DROP_IN in capsys.readouterr().out
     assert '"-/srv/other"' in (units / backup_place.DROP_IN).read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_target_that_is_hidden_from_us_is_refused_in_words(tmp_path: Path) -> None:
+    """Below a directory of root's, which the server's user may not look into."""
+    (tmp_path / "root").mkdir(mode=0o700)
+    try:
+        os.seteuid(65534)
+        backup_place.refuse_read_only(tmp_path / "root/disk/pymx")  # not for that reason
+        with pytest.raises(CtlError, match="Permission denied"):
+            DirectoryTarget(tmp_path / "root/disk/pymx").prepare()
+    finally:
+        os.seteuid(0)
