@@ -1,7 +1,8 @@
 """Drop-ins of the systemd units that follow from the configuration and the machine.
 
 `target.conf` says what `[backup] target` needs, and is ours: it follows when that changes. `memory.conf` is a profile
-of systemd/memory/ for a small machine, and stays as it is once it is there. Own drop-ins have other names.
+of systemd/memory/ for a small machine, and stays as it is once it is there. Own drop-ins have other names; one that
+says how much memory the server may use counts, and no profile is written beside it.
 """
 
 from __future__ import annotations
@@ -27,9 +28,17 @@ def dropins(answers: Answers, config: Config) -> Iterator[File]:
         text = backup_place.drop_in(target)
         yield File(directory / backup_place.DROP_IN, text, 0o644, lambda: ROOT)
     profile = profile_for(Path("/proc/meminfo")) if answers.root == Path("/") else ""
-    if profile:
+    control = answers.at("/etc/systemd/system.control")  # systemctl set-property
+    if profile and not any(has_limits((place / MEMORY).parent) for place in (directory, control)):
         text = unit_text(f"memory/{profile}.conf", answers.programs)
         yield File(directory / MEMORY, text, 0o644, lambda: ROOT, keep=True)
+
+
+def has_limits(directory: Path) -> bool:
+    """Does a drop-in of somebody else's there limit the memory? By its name it might come before ours, and lose."""
+    others = (path for path in directory.glob("*.conf") if path.name != Path(MEMORY).name)
+    lines = (line for path in others for line in path.read_text("utf-8", "replace").splitlines())
+    return any(line.lstrip().startswith(("MemoryHigh=", "MemoryMax=")) for line in lines)
 
 
 def profile_for(meminfo: Path) -> str:
