@@ -23,7 +23,7 @@ from support.wait import wait_for
 from pymx.admin.health import ports
 from pymx.admin.health.finding import Severity
 from pymx.admin.health.listening import Holder
-from pymx.admin.install.dropins import MEMORY, profile_for
+from pymx.admin.install.dropins import MEMORY, has_limits, profile_for
 from pymx.admin.install.units import SOCKETS, UNITS, unit_text
 from pymx.config.listeners import endpoints, listeners
 from pymx.config.load import parse
@@ -143,3 +143,18 @@ def test_profiles_are_known_to_systemd_and_fit(profile: str, tmp_path: Path) -> 
         capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "LC_ALL": "C"},
     )  # fmt: skip
     assert "pymx.service" not in done.stderr, done.stderr
+
+
+def test_limits_of_somebody_else_are_seen(tmp_path: Path) -> None:
+    """A drop-in with a name before memory.conf would lose to it."""
+    assert not has_limits(tmp_path / "pymx.service.d")
+    (tmp_path / "memory.conf").write_text("[Service]\nMemoryMax=1G\n")
+    (tmp_path / "10-own.conf").write_text("[Service]\n#MemoryMax=2G\nTasksMax=100\n")
+    assert not has_limits(tmp_path)
+    (tmp_path / "limits.conf").write_text("[Service]\nMemoryMax=2G\n")
+    assert has_limits(tmp_path)
+
+
+def test_the_kernel_ends_a_child_and_not_the_server() -> None:
+    """Without a word, systemd stops a whole service when one of its processes runs out of memory."""
+    assert directives(SYSTEMD / "pymx.service")["OOMPolicy"] == ["continue"]
