@@ -31,7 +31,7 @@ ROUTER, ROUTER6 = "93.184.215.1", "2606:2800:21f:cb07::1"
 ZONES = (DOMAIN, "in-addr.arpa", "ip6.arpa", "org")
 
 pytestmark = [
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(540),
     pytest.mark.skipif(bool(is_possible()), reason=f"no machine of its own: {is_possible()}"),
 ]
 
