@@ -13,6 +13,7 @@ from pymx.admin.context import CtlError
 
 DEFAULT = Path("/var/backups/pymx")
 DROP_IN = "pymx-backup.service.d/target.conf"
+NO_DROP_IN = "# [backup] target needs nothing here\n"
 
 
 def directory_of(target: str) -> Path | None:

@@ -72,6 +72,9 @@ def test_setup_opens_the_target_to_the_unit(target: str, tmp_path: Path, capsys:
     assert ctl.main([*words, "--json"]) == 0
     assert backup_place.DROP_IN in capsys.readouterr().out
     assert '"-/srv/other"' in (units / backup_place.DROP_IN).read_text()
+    config_path.write_text(config_path.read_text().replace("/srv/other", "borg:ssh://backup@host/./pymx"))
+    assert ctl.main([*words, "--json"]) == 0
+    assert (units / backup_place.DROP_IN).read_text() == backup_place.NO_DROP_IN
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")

@@ -27,6 +27,8 @@ def dropins(answers: Answers, config: Config) -> Iterator[File]:
     if target is not None and target != backup_place.DEFAULT:
         text = backup_place.drop_in(target)
         yield File(directory / backup_place.DROP_IN, text, 0o644, lambda: ROOT)
+    elif (directory / backup_place.DROP_IN).exists():  # of an earlier target, whose disk may be gone
+        yield File(directory / backup_place.DROP_IN, backup_place.NO_DROP_IN, 0o644, lambda: ROOT)
     profile = profile_for(Path("/proc/meminfo")) if answers.root == Path("/") else ""
     control = answers.at("/etc/systemd/system.control")  # systemctl set-property
     if profile and not any(has_limits((place / MEMORY).parent) for place in (directory, control)):
