@@ -36,8 +36,8 @@ def take_in(box: Box, row: Row) -> None:
         return
     for start in range(0, max(1, len(renamed)), HOLD_MESSAGES):
         with Hold(box, rows="stale") as hold:
-            if hold.row != row:
-                return
+            if hold.row != row or box.stamp()[:3] != row.stamp[:3]:
+                return  # a new line of the uidlist would count as read, and its UID be given once more
             reconcile.take_keywords(hold)
             reconcile.take_renamed(hold, renamed[start : start + HOLD_MESSAGES])
             if whole and start + HOLD_MESSAGES >= len(renamed):

@@ -273,3 +273,36 @@ def test_a_change_of_ours_in_between_is_never_undone(rig: Rig) -> None:
     rig.after = after
     renames.take_in(rig.box, row_of(rig.box))
     rig.agrees(rig.other)
+
+
+@pytest.mark.parametrize("when", ["before the first hold", "between two holds"])
+def test_a_uid_another_program_gave_meanwhile_is_not_given_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """The line of its new message is read, though it came after the files were looked at."""
+    base = f"1700000001.M{MESSAGES + 1:06d}P1.mx,S=17,W=20"
+    given = MESSAGES + 1
+    compare = renames._compare
+
+    def deliver() -> None:
+        rig.after = lambda: None
+        with (rig.directory / "dovecot-uidlist").open("ab") as lines:
+            lines.write(b"%d :%s\n" % (given, base.encode()))
+        os.link(next(iter((rig.directory / "cur").iterdir())), rig.directory / "new" / base)
+
+    def compared(box: Box, row: Row) -> object:
+        found = compare(box, row)
+        if when == "before the first hold":
+            deliver()
+        else:
+            rig.after = deliver
+        return found
+
+    rig.mark(range(1, MESSAGES + 1))
+    monkeypatch.setattr(renames, "_compare", compared)
+    rig.box.refresh()
+    monkeypatch.setattr(renames, "_compare", compare)
+    assert delivering.deliver(rig.box, content("next"), 0, None).uid == given + 1
+    rig.box.refresh()
+    rig.agrees(rig.box)
+    assert set(rig.files()) == set(range(1, given + 2))
