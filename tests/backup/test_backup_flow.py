@@ -129,7 +129,7 @@ def back_up(server: Appliance, target: Path, waiting: list[str]) -> int:
                 queue_id = waiting.pop()
                 ctl_here(server, "queue", "release", queue_id)
                 try:
-                    wait_for(lambda path=messages / queue_id: not path.exists(), timeout_s=1)
+                    wait_for(lambda path=messages / queue_id: not path.exists(), timeout_s=5)
                     moved += 1
                 except AssertionError:
                     pass  # the backup, which stands still, holds the mailbox: it moves on later
