@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pymx.mail.flags import SEEN
 from pymx.ms import arrive, dovecotindex, letters, morekeywords, names, reconcile, renames, repair, uidlist
 from pymx.ms.box import FILLING, Box, Hold, Row, Stamp, runs
-from pymx.ms.flagging import HOLD_MESSAGES
+from pymx.ms.flagging import HOLD_MESSAGES, move_to_cur
 from pymx.ms.index import ARRIVED
 from pymx.ms.uidlist import Record
 
@@ -239,20 +239,12 @@ def _establish(box: Box, sight: Sight, *, claim: bool) -> Begun:
 
 
 def _claim(hold: Hold, sight: Sight, placed: list[Placed], *, untouched: bool) -> list[Placed]:
-    """Move what is in `new/` to `cur/` (STORE.md s. 4.10)."""
+    """Move what is in `new/` to `cur/`."""
     out = []
     for message in placed:
         uid, name, in_new, keys = message
-        if in_new:
-            moved = names.with_flags(name, *names.flags_of(name))
-            try:
-                hold.disk.rename(os.path.join(hold.box.new, name), os.path.join(hold.box.cur, moved))
-            except FileNotFoundError:
-                pass  # a foreign program was faster
-            else:
-                message = (uid, moved, 0, keys)
-        out.append(message)
-    hold.touched()
+        moved = move_to_cur(hold, name) if in_new else None
+        out.append(message if moved is None else (uid, moved, 0, keys))
     if untouched:
         sight.stamp = hold.box.stamp()  # our own doing, and perhaps somebody else's hidden behind it
         sight.recent = True

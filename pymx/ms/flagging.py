@@ -150,14 +150,15 @@ def _record(hold: Hold, alike: dict[tuple[int, int, bytes], _Alike]) -> None:
         hold.record_change(sorted(touched), FLAGGED)
 
 
-def _rename(hold: Hold, name: bytes, fresh: bytes) -> bool:
-    """From `new/` to `cur/`; False if a foreign program was faster."""
+def move_to_cur(hold: Hold, name: bytes) -> bytes | None:
+    """Move a message of `new/` (STORE.md s. 4.10); its name in `cur/`, None if a foreign program was faster."""
+    moved = names.with_flags(name, *names.flags_of(name))
     try:
-        hold.disk.rename(os.path.join(hold.box.new, name), os.path.join(hold.box.cur, fresh))
+        hold.disk.rename(os.path.join(hold.box.new, name), os.path.join(hold.box.cur, moved))
     except FileNotFoundError:
-        return False
+        return None
     hold.touched()
-    return True
+    return moved
 
 
 def claim_new(box: Box) -> int:
@@ -187,8 +188,8 @@ def _move_new(hold: Hold, at: int, stop: int) -> int:
     ).fetchall()
     moved = []
     for message, name in found:
-        fresh = names.with_flags(name, *names.flags_of(name))
-        if _rename(hold, name, fresh):
+        fresh = move_to_cur(hold, name)
+        if fresh is not None:
             moved.append((fresh, message))
     hold.db.executemany("UPDATE message SET name=?, in_new=0 WHERE id=?", moved)
     return (found[-1][0] - hold.row.low) + 1 if len(found) == HOLD_MESSAGES else stop
