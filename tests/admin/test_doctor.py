@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import email.utils
 import http.server
 import json
 import logging
@@ -23,6 +22,7 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+from support.dated import dated
 from support.dns_server import DnsServer, Failure
 from support.ports import free_port
 from support.sinks import ScriptedRemote
@@ -219,32 +219,12 @@ async def test_the_configured_lists_are_asked_too(rig: Rig) -> None:
 # --- the machine
 
 
-class Dated(http.server.BaseHTTPRequestHandler):
-    offset_s = 0.0
-
-    def date_time_string(self, timestamp: float | None = None) -> str:
-        return email.utils.formatdate(time.time() + self.offset_s, usegmt=True)
-
-    def do_HEAD(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"pong\r\n")
-
-    def log_message(self, *_: object) -> None:
-        """Nothing."""
-
-
 @pytest.fixture
 def web() -> Iterator[Callable[[float], int]]:
     servers: list[http.server.ThreadingHTTPServer] = []
 
     def start(offset_s: float = 0.0) -> int:
-        handler = type("Handler", (Dated,), {"offset_s": offset_s})
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), dated(offset_s))
         threading.Thread(target=server.serve_forever, args=(0.02,)).start()
         servers.append(server)
         return int(server.server_address[1])

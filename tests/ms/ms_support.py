@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from pymx.config.model import Mail
+from pymx.ms.box import Box, Row
 from pymx.ms.mailbox import Mailbox
 from pymx.ms.owner import Owner
 from pymx.ms.store import Delivery, Store
@@ -58,6 +59,14 @@ async def look(store: Store, name: str = "INBOX") -> dict[int, str]:
     found = await subjects(mailbox)
     mailbox.close()
     return found
+
+
+def row_of(box: Box) -> Row:
+    """The mailbox's row as it stands in the index."""
+    with box.home.index.read() as db:
+        row = box.row(db)
+    assert row is not None
+    return row
 
 
 def files(directory: Path) -> list[Path]:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 from ms_scenarios import account, content
-from ms_support import OWNER, deliver, maildir, new_store
+from ms_support import OWNER, deliver, maildir, new_store, row_of
 from support.wait import wait_until
 
 from pymx.mail.flags import FLAGGED, SEEN
 from pymx.ms import delivering, firstsight, flagging, letters, removing, rows, uidlist
 from pymx.ms.account import Account
-from pymx.ms.box import FILLING, Box, Hold, Row
+from pymx.ms.box import FILLING, Box, Hold
 from pymx.ms.disk import Disk
 from pymx.ms.flagging import HOLD_MESSAGES
 
@@ -80,13 +80,6 @@ def opened() -> Iterator[Opened]:
     yield several
     for there in several.accounts:
         there.close()
-
-
-def row_of(box: Box) -> Row:
-    with box.home.index.read() as db:
-        row = box.row(db)
-    assert row is not None
-    return row
 
 
 def found(box: Box) -> Found:

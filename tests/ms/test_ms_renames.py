@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from ms_scenarios import LAYOUT, OWNER, content
+from ms_support import row_of
 
 from pymx.mail.flags import ANSWERED, DELETED, FLAGGED, SEEN
 from pymx.ms import delivering, flagging, letters, names, renames, uidlist, view
@@ -88,13 +89,6 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
     yield rig
     for there in rig.accounts:
         there.close()
-
-
-def row_of(box: Box) -> Row:
-    with box.home.index.read() as db:
-        row = box.row(db)
-    assert row is not None
-    return row
 
 
 def flagged(box: Box, since: int) -> list[tuple[int, int, int]]:

@@ -8,7 +8,6 @@ named isn't started. Says "up" when it serves, and ends with its standard input.
 
 from __future__ import annotations
 
-import email.utils
 import http.server
 import json
 import os
@@ -16,7 +15,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,23 +22,10 @@ from typing import Any
 
 import pytest
 
+from support.dated import dated
 from support.dns_server import DnsServer
 from support.machine import Machine
 from support.programs import require
-
-
-class _Dated(http.server.BaseHTTPRequestHandler):
-    offset_s = 0.0
-
-    def date_time_string(self, timestamp: float | None = None) -> str:
-        return email.utils.formatdate(time.time() + self.offset_s, usegmt=True)
-
-    def do_HEAD(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Nothing."""
 
 
 def _greet(address: str) -> None:
@@ -59,8 +44,7 @@ def _serve(wanted: dict[str, Any]) -> None:
     if "mail" in wanted:
         threading.Thread(target=_greet, args=(wanted["mail"],), daemon=True).start()
     if "web" in wanted:
-        handler = type("Handler", (_Dated,), {"offset_s": wanted.get("offset_s", 0.0)})
-        web = http.server.ThreadingHTTPServer((wanted["web"], 80), handler)
+        web = http.server.ThreadingHTTPServer((wanted["web"], 80), dated(wanted.get("offset_s", 0.0)))
         threading.Thread(target=web.serve_forever, daemon=True).start()
 
 
