@@ -130,7 +130,7 @@ class BorgTarget:
         file, credential = self._backup.passphrase_file, self._backup.passphrase_credential
         if file or credential:
             try:
-                environment["BORG_PASSPHRASE"] = read_secret("[backup]", "passphrase", file, credential).strip("\r\n")
+                environment["BORG_PASSPHRASE"] = read_secret("[backup]", "passphrase", file, credential)
             except SecretUnavailable as e:
                 raise CtlError(str(e)) from None
         return environment

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from pymx.admin.context import Context, CtlError, Exit
 from pymx.admin.dns import address
 from pymx.admin.install.answers import CONFIG, USER, Answers
+from pymx.config.secret import secret_line
 from pymx.mail.address import AddressError, domain_to_ascii, parse_address, parse_domain
 
 if TYPE_CHECKING:
@@ -192,7 +193,10 @@ class _Password:
 
     def get(self) -> str:
         if self._file:
-            return Path(self._file).read_text(encoding="utf-8").splitlines()[0]
+            try:
+                return secret_line(Path(self._file).read_bytes())
+            except ValueError as e:
+                raise CtlError(f"--password-file {self._file}: {e}") from None
         while self._asks:
             first = getpass.getpass(f"Password for {self._user} (empty: one is made): ")
             if not first:

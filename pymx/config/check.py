@@ -344,11 +344,21 @@ def _providers(outbound: Outbound) -> Iterator[str]:
 
 def _secret(section: str, key: str, file: str, credential: str) -> Iterator[str]:
     if file:
-        yield from _readable(f"{section}{key}_file", file)
-    yield from _credential(section, key, file, credential)
+        yield from _one_line(f"{section}{key}_file", Path(file), file)
+    yield from _credential(section, key, file, credential, one_line=True)
 
 
-def _credential(section: str, key: str, file: str, name: str) -> Iterator[str]:
+def _one_line(setting: str, path: Path, shown: str) -> Iterator[str]:
+    """A file with one secret."""
+    try:
+        secret.secret_line(path.read_bytes())
+    except OSError as e:
+        yield _error(setting, shown, f"can't be read: {e.strerror}")
+    except ValueError as e:
+        yield _error(setting, shown, str(e))
+
+
+def _credential(section: str, key: str, file: str, name: str, *, one_line: bool = False) -> Iterator[str]:
     setting = f"{section}{key}_credential"
     if not name:
         return
@@ -366,7 +376,7 @@ def _credential(section: str, key: str, file: str, name: str) -> Iterator[str]:
         except OSError as e:
             yield _error(setting, str(path), f"can't be read: {e.strerror}")
         else:
-            yield from _readable(setting, str(path))
+            yield from _one_line(setting, path, name) if one_line else _readable(setting, str(path))
 
 
 def _reports(config: Config) -> Iterator[str]:

@@ -2,6 +2,10 @@
 
 systemd puts a credential where the service's user alone can read it, $CREDENTIALS_DIRECTORY, so its file may stay
 root's. Commands that are run by hand have no such variable; they read those of the running pymx.service.
+
+A secret is one line of UTF-8. Editors end it with LF, CRLF or nothing, and some begin it with a byte order mark: none
+of that is part of it. A second line or a NUL is an error here, since the other side would only say that the login
+failed.
 """
 
 from __future__ import annotations
@@ -45,12 +49,27 @@ def read_secret(section: str, key: str, file: str, credential: str) -> str:
         return ""
     path = credential_path(credential) if credential else Path(file)
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        why = "not UTF-8"
+        return secret_line(path.read_bytes())
+    except ValueError as e:
+        why = str(e)
     except OSError as e:
         why = e.strerror or str(e)
         if credential:
             why = no_credential(credential, why)
     setting = f'{key}_credential = "{credential}"' if credential else f'{key}_file = "{file}"'
     raise SecretUnavailable(f"{section} {setting}: {why}")
+
+
+def secret_line(content: bytes) -> str:
+    """The secret in a file of that content. Raises ValueError, which says what is wrong without telling any of it."""
+    try:
+        text = content.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise ValueError("the file is not UTF-8") from None
+    if not text:
+        raise ValueError("the file is empty")
+    if "\r" in text or "\n" in text:
+        raise ValueError("the file has more than one line; expected the secret and nothing else")
+    if "\0" in text:
+        raise ValueError("the file has a NUL in it; expected one line of text (UTF-8)")
+    return text

@@ -253,10 +253,9 @@ class Connection:
         offered = self._extensions.get("auth", "").upper().split()
         loop = asyncio.get_running_loop()
         try:
-            text = await loop.run_in_executor(None, _password, hop)
+            password = await loop.run_in_executor(None, _password, hop)
         except SecretUnavailable as e:
             raise Broken(Phase.AUTH, Event.NOT_OFFERED, f"the password can't be read: {e}") from e
-        password = text.removesuffix("\n")
         if "PLAIN" in offered:
             reply, _ = await self._ask(Phase.AUTH, "AUTH PLAIN " + _base64(f"\0{hop.username}\0{password}"))
         elif "LOGIN" in offered:

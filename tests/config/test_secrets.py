@@ -10,7 +10,7 @@ import pytest
 from pymx.accounts.database import DatabaseUrlError, configured_url
 from pymx.config.check import check
 from pymx.config.load import parse
-from pymx.config.secret import VARIABLE, SecretUnavailable, read_secret
+from pymx.config.secret import VARIABLE, SecretUnavailable, read_secret, secret_line
 
 # section, key, what else the section needs
 SECRETS = [
@@ -95,6 +95,59 @@ def test_secret_is_in_no_error(credentials: Path) -> None:
         configured_url(parse('[database]\nurl_credential = "typo"').database)
     assert "geheim" not in str(refused.value)
     assert "[database] url_credential" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"geheim", b"geheim\n", b"geheim\r\n", b"geheim\r", b"geheim\n\n", b"geheim\r\n\r\n", b"\xef\xbb\xbfgeheim\r\n"],
+)
+def test_line_end_is_no_part_of_a_secret(content: bytes, tmp_path: Path) -> None:
+    """Whatever the editor's is, and however many there are; nor is the mark that some put in front."""
+    path = tmp_path / "password"
+    path.write_bytes(content)
+    assert read_secret("[rspamd]", "password", str(path), "") == "geheim"
+    section, _key, rest = SECRETS[3]
+    assert problems(section, f'{rest}\npassword_file = "{path}"') == []
+
+
+def test_blanks_and_odd_letters_are_part_of_a_secret() -> None:
+    """What str.splitlines takes for line ends is none here."""
+    assert secret_line(" gehe\u2028im\x0b ".encode()) == " gehe\u2028im\x0b "
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"geheim\nmore\n", "more than one line"),
+        (b"\ngeheim", "more than one line"),
+        (b"geheim\rmore", "more than one line"),
+        (b"geheim\0", "a NUL"),
+        (b"g\0e\0h\0e\0i\0m\0", "a NUL"),
+        (b"geheim\xff", "not UTF-8"),
+        (b"\r\n", "the file is empty"),
+    ],
+)
+def test_secret_of_another_form_is_an_error_that_names_key_and_file(content: bytes, says: str, tmp_path: Path) -> None:
+    """At the start, and when it is read; it tells nothing of the secret."""
+    path = tmp_path / "password"
+    path.write_bytes(content)
+    with pytest.raises(SecretUnavailable) as caught:
+        read_secret("[outbound] route:", "password", str(path), "")
+    assert str(caught.value).startswith(f'[outbound] route: password_file = "{path}": ')
+    for section, key, rest in READ_AT_THE_START:
+        if key != "srs_secret":  # a file of several lines, made when it is needed
+            (said,) = problems(section, f'{rest}\n{key}_file = "{path}"')
+            assert f'{key}_file = "{path}": ' in said
+            assert says in said
+            assert "geheim" not in said
+    assert says in str(caught.value)
+    assert "geheim" not in str(caught.value)
+
+
+def test_credential_of_another_form_is_an_error(credentials: Path) -> None:
+    (credentials / "two").write_text("geheim\nmore\n")
+    (said,) = problems(SECRETS[3][0], f'{SECRETS[3][2]}\npassword_credential = "two"')
+    assert 'password_credential = "two": the file has more than one line' in said
 
 
 def test_database_is_that_of_the_credential(credentials: Path) -> None:

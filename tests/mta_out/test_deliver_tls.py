@@ -181,7 +181,7 @@ async def test_login_at_a_smarthost_over_implicit_tls(
     mechanisms: str,
 ) -> None:  # fmt: skip
     """RFC 4954, RFC 8314; the password is read from its file."""
-    (tmp_path / "password").write_text("s3cret\n")
+    (tmp_path / "password").write_bytes(b"s3cret\r\n")
     remote = scripted_remote(
         tls=tls_files.server_context(), implicit_tls=True, login=("me", "s3cret") if mechanisms != "LOGIN" else None,
         extensions=() if mechanisms != "LOGIN" else ("AUTH LOGIN",),
@@ -196,6 +196,10 @@ async def test_login_at_a_smarthost_over_implicit_tls(
     assert results(await deliver_to(smarthost(remote.port, **changes)).attempt(attempt("a@far.test"))) == [
         (DEFERRED, "4.7.8")
     ]
+    (tmp_path / "password").write_text("s3cret\nsecond line\n")
+    (outcome,) = await deliver_to(smarthost(remote.port, **changes)).attempt(attempt("a@far.test"))
+    assert outcome.result is DEFERRED
+    assert "more than one line" in str(outcome)
 
 
 @on_both_loops
