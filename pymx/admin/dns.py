@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pymx.admin import identity
 from pymx.admin.accounts import registry
 from pymx.admin.context import Context, CtlError, Exit
-from pymx.admin.health.finding import Finding, Severity, as_facts, worst
+from pymx.admin.health.finding import Finding, Severity, as_facts, warn, worst
 from pymx.admin.health.present import show
 from pymx.admin.zone import Domain, Need, Record, Server, all_records
 from pymx.mail.address import AddressError, domain_to_ascii, parse_domain
@@ -82,7 +82,11 @@ async def check(context: Context, server: Server, domains: Sequence[Domain]) -> 
     """What differs, and what does not, the worst first."""
     from pymx.admin.health.examination import examine_dns
 
-    return await examine_dns(open_resolver(context), context.config, server, domains)
+    findings = await examine_dns(open_resolver(context), context.config, server, domains)
+    if server.certificate_trouble:
+        text = f"the TLSA and CAA records were not compared: {server.certificate_trouble}"
+        findings.append(warn(f"certificate:{server.hostname}", text, "pymxctl doctor says what to do"))
+    return sorted(findings, key=lambda finding: -finding.severity)
 
 
 def open_resolver(context: Context) -> Resolver:
@@ -101,7 +105,6 @@ def open_resolver(context: Context) -> Resolver:
 # --- records, for people
 
 
-_LATER = "There is no certificate yet, so there are no TLSA and CAA records here. When it is there: pymxctl dns records"
 _TITLES = {
     Need.REQUIRED: "Needed: without these, mail does not arrive or is refused",
     Need.ADVISED: "Advised",
@@ -110,9 +113,11 @@ _TITLES = {
 
 
 def print_records(context: Context, server: Server, domains: Sequence[Domain], *, zone: bool) -> int:
-    found = all_records(server, domains)
+    found, missing = all_records(server, domains), _without_certificate(server)
     if context.json:
-        context.out.done("", hostname=server.hostname, records=[_facts(record) for record in found])
+        trouble = server.certificate_trouble or None
+        records = [_facts(record) for record in found]
+        context.out.done("", hostname=server.hostname, records=records, certificate_trouble=trouble)
         return Exit.OK
     if not server.receives:
         context.out.warn("the server's public addresses are not known; give them: --address ADDRESS")
@@ -122,8 +127,8 @@ def print_records(context: Context, server: Server, domains: Sequence[Domain], *
     if zone:
         for record in found:
             print(f"; {record.why}\n{record.zone_line}")
-        if not server.key_digests:
-            print(f"; {_LATER}")
+        if missing:
+            print(f"; {missing}")
         return Exit.OK
     for need, title in _TITLES.items():
         some = [record for record in found if record.need is need]
@@ -132,10 +137,22 @@ def print_records(context: Context, server: Server, domains: Sequence[Domain], *
             for record in some:
                 _print(record)
             print()
-    if not server.key_digests:
-        print(f"{_LATER}\n")
+    if missing:
+        print(f"{missing}\n")
     print("For a zone file: pymxctl dns records --zone. When they are published: pymxctl dns check")
     return Exit.OK
+
+
+def _without_certificate(server: Server) -> str:
+    """Why the records that follow from the certificate are missing; "" when they are not."""
+    if server.key_digests:
+        return ""
+    if server.certificate_trouble:
+        why = f"The certificate can't be read ({server.certificate_trouble})"
+        return f"{why}, so there are no TLSA and CAA records here. What to do: pymxctl doctor"
+    return (
+        "There is no certificate yet, so there are no TLSA and CAA records here. When it is there: pymxctl dns records"
+    )
 
 
 def _print(record: Record) -> None:

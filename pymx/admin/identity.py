@@ -6,7 +6,6 @@ that translates addresses they can't be known here, and are given (`--address`) 
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,21 +16,27 @@ from pymx.config.model import Config
 from pymx.mail.sts_policy import policy_id, policy_text
 from pymx.mailauth.dkim import rotation
 from pymx.mailauth.dkim.rotation import KeyState
+from pymx.net.certificate import CertificateUnreadable, read_certificate
 from pymx.net.source import system_addresses
-from pymx.net.tls import certificate_files
+from pymx.net.tls import certificate_files, certificates_directory
 
 _WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104  # compared with, not bound
 
 
 def server(config: Config, addresses: Sequence[str] = ()) -> Server:
     """`addresses`: what the server's name leads to, when the administrator says it. Raises KeyUnusable."""
-    digest, issuer = _certificate(_certificate_file(config))
+    trouble = digest = issuer = ""
+    try:
+        digest, issuer = _certificate(config)
+    except CertificateUnreadable as e:
+        trouble = str(e)
     return Server(
         hostname=config.hostname.lower(),
         receives=tuple(addresses) or receiving_addresses(config),
         sends=sending_addresses(config) or tuple(addresses),
         ports=_ports(config),
         key_digests=(digest,) if digest else (),
+        certificate_trouble=trouble,
         keys=_keys(config, config.hostname.lower()),
         authority=issuer,
         client_pages=bool(config.web.listen_tls),
@@ -118,27 +123,24 @@ def key_state(state: KeyState) -> str:
     return "replaced" if state.dates.replaced else ""
 
 
-def _certificate_file(config: Config) -> Path | None:
-    """The default one, as port 25 shows it."""
-    return next(iter(certificate_files(config)), None)
+def _certificate(config: Config) -> tuple[str, str]:
+    """Digest of the default certificate's key, as port 25 shows it, and its issuer's domain for CAA; "" for none.
 
-
-def _certificate(path: Path | None) -> tuple[str, str]:
-    """Digest of the public key, and the issuer's domain for CAA; "" where that can't be told."""
+    Raises CertificateUnreadable.
+    """
+    try:
+        # listed here too: files of a directory that is not ours to read are no files that are not there
+        next(certificates_directory(config).iterdir(), None)
+    except FileNotFoundError:
+        pass
+    except OSError as e:
+        if not config.tls.certificate:
+            raise CertificateUnreadable(f"can't read {certificates_directory(config)}: {e.strerror}") from None
+    path = next(iter(certificate_files(config)), None)
     if path is None:
         return "", ""
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-    from cryptography.x509.oid import NameOID
-
-    try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError):
-        return "", ""
-    public = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    names = certificate.issuer.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
-    organization = str(names[0].value) if names else ""
-    return hashlib.sha256(public).hexdigest(), _AUTHORITIES.get(organization, "")
+    found = read_certificate(path)
+    return found.spki_sha256.hex(), _AUTHORITIES.get(found.organization, "")
 
 
 # CAA domains of the authorities that certificates for small servers come from

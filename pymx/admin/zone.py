@@ -78,7 +78,8 @@ class Server:
 
     `receives` are the addresses that its name leads to, `sends` those it sends from. `key_digests` are of the public
     keys of its certificate (SHA-256 of the SubjectPublicKeyInfo, hex). `authority` is the CA's domain for CAA, "" if it
-    isn't known. `client_pages`: it answers for mta-sts., autoconfig. and autodiscover.
+    isn't known. `client_pages`: it answers for mta-sts., autoconfig. and autodiscover. `certificate_trouble` says why a
+    certificate that is there can't be read.
     """
 
     hostname: str
@@ -90,6 +91,7 @@ class Server:
     authority: str = ""
     client_pages: bool = False
     smarthost: str = ""  # "" when it delivers by itself
+    certificate_trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ class Facts:
     not_before: float
     not_after: float
     issuer: str
+    organization: str  # the issuer's, "" if it has none
     self_signed: bool
     key: str  # such as "EC 256" or "RSA 2048"
     spki_sha256: bytes  # of the SubjectPublicKeyInfo: what TLSA 3 1 1 holds
@@ -64,7 +65,8 @@ def facts(pem: bytes, path: Path) -> Facts:
         names=names,
         not_before=certificate.not_valid_before_utc.timestamp(),
         not_after=certificate.not_valid_after_utc.timestamp(),
-        issuer=_issuer(certificate),
+        issuer=" ".join(_issuer(certificate)) or certificate.issuer.rfc4514_string(),
+        organization=next(iter(_issuer(certificate, NameOID.ORGANIZATION_NAME)), ""),
         self_signed=certificate.issuer == certificate.subject,
         key=_kind(key),
         spki_sha256=digest.finalize(),
@@ -79,14 +81,13 @@ def _names(certificate: x509.Certificate) -> tuple[str, ...]:
     return tuple(name.lower() for name in found.get_values_for_type(x509.DNSName))
 
 
-def _issuer(certificate: x509.Certificate) -> str:
-    """What people call it: organization and common name."""
-    found = [
+def _issuer(certificate: x509.Certificate, *oids: x509.ObjectIdentifier) -> list[str]:
+    """Its attributes of these kinds; without any, what people call it: organization and common name."""
+    return [
         str(attribute.value)
-        for oid in (NameOID.ORGANIZATION_NAME, NameOID.COMMON_NAME)
+        for oid in oids or (NameOID.ORGANIZATION_NAME, NameOID.COMMON_NAME)
         for attribute in certificate.issuer.get_attributes_for_oid(oid)
     ]
-    return " ".join(found) or certificate.issuer.rfc4514_string()
 
 
 def _kind(key: object) -> str:

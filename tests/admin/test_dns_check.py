@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from support.dns_server import DnsServer, Failure
 from support.tls import CertificateAuthority
 
-from pymx.admin import ctl
+from pymx.admin import ctl, identity
+from pymx.config.load import load
+from pymx.config.model import Tls
 from pymx.mailauth.dkim import keys
 
 HOST, DOMAIN = "mx.example.test", "example.test"
@@ -250,3 +254,58 @@ def test_records_of_a_certificate_that_is_not_there_yet_are_announced(
         (said,) = [line for line in lines if "TLSA" in line or "CAA" in line]
         assert said.startswith(f"{start}There is no certificate yet, so there are no TLSA and CAA records here.")
         assert said.endswith("pymxctl dns records")
+
+
+def unreadable(rig: Rig, directory: Path, certificate: Path) -> Path:
+    """The configuration with that certificate instead."""
+    text = rig.config.read_text()
+    before, _, rest = text.partition("certificate = ")
+    changed = directory / "pymx.toml"
+    changed.write_text(f'{before}certificate = "{certificate}"\n{rest.partition(chr(10))[2]}')
+    return changed
+
+
+def test_certificate_that_cannot_be_read_is_named_with_the_reason(
+    rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is there: that there is none yet would send the reader the wrong way."""
+    damaged = tmp_path / "damaged.pem"
+    damaged.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    for path, reason in ((damaged, str(damaged)), (tmp_path / "gone.pem", "No such file"), (tmp_path, "directory")):
+        config = str(unreadable(rig, tmp_path, path))
+        for form, start in (((), ""), (("--zone",), "; ")):
+            assert ctl.main(["--config", config, "dns", "records", DOMAIN, *form]) == 0
+            (said,) = [line for line in capsys.readouterr().out.splitlines() if "TLSA" in line]
+            assert said.startswith(f"{start}The certificate can't be read (")
+            assert str(path) in said
+            assert reason in said
+        assert ctl.main(["--config", config, "dns", "records", DOMAIN, "--json"]) == 0
+        assert str(path) in json.loads(capsys.readouterr().out)["certificate_trouble"]
+        ctl.main(["--config", config, "dns", "check", DOMAIN])
+        said = capsys.readouterr().out
+        assert "the TLSA and CAA records were not compared" in said
+        assert path.name in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_certificate_of_somebody_else_is_named_too(rig: Rig, tmp_path: Path, kind: str) -> None:
+    """As certbot's files are, when pymxctl has become the server's user; or a directory of certificates."""
+    config = load(rig.config)
+    if kind == "file":
+        path = Path(config.tls.certificate)
+        mode = path.stat().st_mode
+    else:
+        config = msgspec.structs.replace(config, tls=Tls(), data_dir=str(tmp_path / "data"))
+        path = tmp_path / "data" / "tls"
+        path.mkdir(parents=True)
+        (path / f"{HOST}.pem").write_text("")
+        mode = 0o755
+    path.chmod(0o600)
+    try:
+        os.seteuid(65534)
+        trouble = identity.server(config).certificate_trouble
+    finally:
+        os.seteuid(0)
+        path.chmod(mode)
+    assert trouble == f"can't read {path}: Permission denied"
