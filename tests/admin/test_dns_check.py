@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -289,23 +290,21 @@ def test_certificate_that_cannot_be_read_is_named_with_the_reason(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
 @pytest.mark.parametrize("kind", ["file", "directory"])
-def test_certificate_of_somebody_else_is_named_too(rig: Rig, tmp_path: Path, kind: str) -> None:
+def test_certificate_of_somebody_else_is_named_too(rig: Rig, kind: str) -> None:
     """As certbot's files are, when pymxctl has become the server's user; or a directory of certificates."""
-    config = load(rig.config)
-    if kind == "file":
-        path = Path(config.tls.certificate)
-        mode = path.stat().st_mode
-    else:
-        config = msgspec.structs.replace(config, tls=Tls(), data_dir=str(tmp_path / "data"))
-        path = tmp_path / "data" / "tls"
-        path.mkdir(parents=True)
-        (path / f"{HOST}.pem").write_text("")
-        mode = 0o755
-    path.chmod(0o600)
-    try:
-        os.seteuid(65534)
-        trouble = identity.server(config).certificate_trouble
-    finally:
-        os.seteuid(0)
-        path.chmod(mode)
-    assert trouble == f"can't read {path}: Permission denied"
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        (directory / "tls").mkdir()
+        path = directory / "tls" / f"{HOST}.pem"
+        path.write_bytes(Path(load(rig.config).tls.certificate).read_bytes())
+        config = msgspec.structs.replace(load(rig.config), data_dir=name, tls=Tls())
+        hidden = path if kind == "file" else path.parent
+        hidden.chmod(0o600)
+        try:
+            os.seteuid(65534)
+            trouble = identity.server(config).certificate_trouble
+        finally:
+            os.seteuid(0)
+        assert trouble == f"can't read {hidden}: Permission denied"
+        assert identity.server(config).certificate_trouble == ""
