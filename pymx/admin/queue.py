@@ -7,8 +7,6 @@ told to look, and would see it within a second anyway.
 from __future__ import annotations
 
 import argparse
-import fcntl
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from pymx.queue import browse
 from pymx.queue.browse import Selection
 from pymx.queue.files import DamagedFile, Files
 from pymx.queue.item import QueueId
+from pymx.queue.lock import exclusive, shared
 from pymx.queue.pace import Pace, Rules
 from pymx.queue.pacefile import load
 from pymx.queue.place import Limits
@@ -87,7 +86,8 @@ def run(args: argparse.Namespace, context: Context) -> int:
 def _opened(directory: Path) -> Iterator[tuple[State, Files]]:
     state, files = State(directory / "state.sqlite"), Files(directory)
     try:
-        state.open()
+        with shared(directory):  # while a rebuild goes on there is none, or half of one
+            state.open()
         files.open()
         yield state, files
     except StateDamaged as e:
@@ -124,14 +124,11 @@ def _poke(context: Context) -> None:
 
 def _rebuild(directory: Path, context: Context) -> int:
     state, files = State(directory / "state.sqlite"), Files(directory)
-    lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         files.open()
-        # as the committer's repair: no process may be between a file's name and its rows
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        count = rebuild(state, files, context.config.outbound.route)
+        with exclusive(directory):  # as the committer's repair: no process may be between a file's name and its rows
+            count = rebuild(state, files, context.config.outbound.route)
     finally:
-        os.close(lock)
         state.close()
         files.close()
     _poke(context)

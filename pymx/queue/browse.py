@@ -7,11 +7,12 @@ second, at once when it is told.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pymx.queue.files import Files
 from pymx.queue.item import QueueId
+from pymx.queue.lock import shared
 from pymx.queue.state import State, translated
 
 _Delivery = tuple[int, str, str]  # id, queue id, destination
@@ -144,48 +145,59 @@ def history(state: State, queue_id: str) -> list[AttemptLine]:
     return [AttemptLine(*row) for row in rows]
 
 
-def _in_batches(state: State, selection: Selection, alter: Callable[[list[_Delivery]], None]) -> Iterator[int]:
-    """Have what is selected now altered, oldest first, each batch in a transaction of its own; how many messages, when
-    one is committed.
+def _in_batches(
+    state: State, selection: Selection, alter: Callable[[list[_Delivery]], None],
+    committed: Callable[[], None] = lambda: None,
+) -> int:  # fmt: skip
+    """Have what is selected now altered, oldest first, each batch in a transaction of its own; how many messages.
 
     While one is made nobody else can write: with 100,000 messages in one the server would take no mail for seconds. So
     they are small, and as long as one took the others have their turn. What arrives meanwhile is not meant.
+
+    A batch, and `committed` after it, happen before a rebuild or after it. After one it begins anew, since everything
+    has other ids then: what was altered in the old state has come back with the holds gone.
     """
     if selection.is_empty:
-        return
+        return 0
+    began_s = time.time()
     where, values = selection.where()
-    with translated():
-        (last,) = state.db.execute("SELECT max(id) FROM delivery").fetchone()
-    after = 0
-    before = ""
+    names: set[str] = set()
+    after, last = 0, -1
     while True:
-        began = time.monotonic()
-        with state.transaction():
-            rows = state.db.execute(
-                "SELECT d.id, d.queue_id, d.destination FROM delivery d"  # noqa: S608
-                f" WHERE d.id > ? AND d.id <= ? AND {where} ORDER BY d.id LIMIT ?",
-                (after, last or 0, *values, _BATCH),
-            ).fetchall()
-            if rows:
-                alter(rows)
-        took_s = time.monotonic() - began
-        # a message's deliveries have ids that follow each other
-        names = [row[1] for row in rows]
-        yield len(set(names)) - (before in names)
+        with shared(state.path.parent), translated():
+            if state.was_replaced():
+                state.close()
+                state.open()
+                after, last = 0, -1
+                where += " AND (SELECT m.arrived_s FROM message m WHERE m.queue_id = d.queue_id) <= ?"
+                values.append(began_s)
+            if last < 0:
+                last = state.db.execute("SELECT max(id) FROM delivery").fetchone()[0] or 0
+            began = time.monotonic()
+            with state.transaction():
+                rows = state.db.execute(
+                    "SELECT d.id, d.queue_id, d.destination FROM delivery d"  # noqa: S608
+                    f" WHERE d.id > ? AND d.id <= ? AND {where} ORDER BY d.id LIMIT ?",
+                    (after, last, *values, _BATCH),
+                ).fetchall()
+                if rows:
+                    alter(rows)
+            committed()
+        names.update(row[1] for row in rows)
         if len(rows) < _BATCH:
-            return
-        after, before = rows[-1][0], names[-1]
-        time.sleep(min(took_s, _MAX_PAUSE_S))
+            return len(names)
+        after = rows[-1][0]
+        time.sleep(min(time.monotonic() - began, _MAX_PAUSE_S))
 
 
 def hold(state: State, selection: Selection) -> int:
     """Keep deliveries from being tried; how many messages."""
-    return sum(_in_batches(state, selection, lambda rows: state.hold([row[0] for row in rows])))
+    return _in_batches(state, selection, lambda rows: state.hold([row[0] for row in rows]))
 
 
 def retry(state: State, selection: Selection, now: float, *, release: bool) -> int:
     """Try now; held ones only when `release`."""
-    return sum(_in_batches(state, selection, lambda rows: state.retry([row[0] for row in rows], now, release=release)))
+    return _in_batches(state, selection, lambda rows: state.retry([row[0] for row in rows], now, release=release))
 
 
 def remove(state: State, files: Files, selection: Selection) -> int:
@@ -203,12 +215,11 @@ def remove(state: State, files: Files, selection: Selection) -> int:
                 gone.append(queue_id)
         state.changed()
 
-    count = 0
-    for messages in _in_batches(state, selection, alter):
-        count += messages
+    def committed() -> None:
         while gone:
             files.remove(gone.pop())
-    return count
+
+    return _in_batches(state, selection, alter, committed)
 
 
 def _remove_one(state: State, files: Files, domain: str, delivery: int, queue_id: QueueId, destination: str) -> bool:
