@@ -91,6 +91,7 @@ def examine_site(
 def subject_of(context: Context, addresses: Sequence[str], held: Listening, places: Places | None = None) -> Subject:
     """In a running event loop."""
     from pymx.admin import identity
+    from pymx.admin.health.activation import activation
     from pymx.admin.health.subject import Places, Subject
     from pymx.mailauth.dkim.keys import KeyUnusable
 
@@ -101,6 +102,7 @@ def subject_of(context: Context, addresses: Sequence[str], held: Listening, plac
             server, domains = identity.server(context.config, addresses), []
         except KeyUnusable as e:
             raise CtlError(str(e)) from None
+    places = places or Places()
     return Subject(
         config=context.config,
         server=server,
@@ -110,7 +112,8 @@ def subject_of(context: Context, addresses: Sequence[str], held: Listening, plac
         listening=held,
         running=is_running(context),
         began=asyncio.get_running_loop().time(),
-        places=places or Places(),
+        places=places,
+        activation=activation(places.systemctl),
     )
 
 

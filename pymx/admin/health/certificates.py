@@ -170,15 +170,15 @@ def _distrust(path: Path, key_path: Path, name: str, ca_file: str) -> str:
 def _listeners(subject: Subject) -> Iterator[tuple[str, str, int]]:
     """(way to TLS, address to connect to, port) of one listener of each kind and port."""
     config = subject.config
-    for way, specs in (
-        ("smtp", config.smtp.listen),
-        ("implicit", config.submission.listen_tls),
-        ("smtp", config.submission.listen_starttls),
-        ("implicit", config.imap.listen_tls),
-        ("imap", config.imap.listen_starttls),
+    for way, service, specs in (
+        ("smtp", "smtp", config.smtp.listen),
+        ("implicit", "submissions", config.submission.listen_tls),
+        ("smtp", "submission", config.submission.listen_starttls),
+        ("implicit", "imaps", config.imap.listen_tls),
+        ("imap", "imap", config.imap.listen_starttls),
     ):
         seen: set[int] = set()
-        for host, port in endpoints(specs):
+        for host, port in subject.activation.endpoints(service) or endpoints(specs):
             address = ipaddress.ip_address(host)
             if address.is_unspecified:
                 address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")

@@ -36,7 +36,8 @@ async def examine(subject: Subject, *, before_start: bool = False) -> list[Findi
     """
     checks: list[_Check] = [_collected(clock.check), _in_thread(machine.check), _in_thread(ports.check)]
     if not before_start:
-        checks += [certificates.check, services.rspamd, _in_thread(services.check), _in_thread(deliveries.check)]
+        checks += [certificates.check, services.rspamd]
+        checks += [_in_thread(check) for check in (services.check, deliveries.check, machine.limits)]
     found = await resolving.check(subject)
     if worst(found) < Severity.FAIL:
         checks += [_collected(network.outbound), _collected(network.hostname), _collected(blocklists.check), _dns]

@@ -1,4 +1,4 @@
-"""The machine: room on the disks, memory."""
+"""The machine: room on the disks, memory, and how much of it the server may use."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from pymx.admin.health.finding import Finding, fail, info, ok, warn
 from pymx.admin.health.subject import Subject
+from pymx.admin.install.dropins import MEMORY, has_own_limits, profile_for, profile_taken
 
 _GIB = 1 << 30
 _MIB = 1 << 20
@@ -80,6 +81,25 @@ def _memory(subject: Subject) -> Iterator[Finding]:
         yield info("memory", f"the machine has only {_size(total)} of memory", remedy)
     else:
         yield ok("memory", f"{_size(available)} of {_size(total)} memory are available")
+
+
+def limits(subject: Subject) -> Iterator[Finding]:
+    """Are the server's limits those of this machine? It may have been given more memory, or less, since they were."""
+    taken, now = profile_taken(subject.places.units), profile_for(subject.places.meminfo)
+    if not taken or now is None or taken == now or has_own_limits(subject.places.units):
+        return
+    path = subject.places.units / MEMORY
+    ours = f"this one's are those of {_sold(now)}" if now else "this one has enough for the shares in pymx.service"
+    yield warn(
+        "memory:limits",
+        f"{path} limits the server as on a machine with {_sold(taken)} of memory; {ours}",
+        "pymxctl setup, run once more, and systemctl restart pymx; a drop-in of your own with MemoryMax= stays",
+        "it ends sessions or processes too early, or too late for what else runs here",
+    )
+
+
+def _sold(profile: str) -> str:
+    return f"{profile[:-1]} {profile[-1].upper()}B"
 
 
 def _size(octets: int) -> str:

@@ -1,4 +1,4 @@
-"""Our ports: held by us while we run, else by nobody."""
+"""Our ports: held by us while we run, else by nobody, or by systemd in our place."""
 
 from __future__ import annotations
 
@@ -34,37 +34,53 @@ _KNOWN = {
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    # mail does not depend on [status]
-    found = (listener for listener in listeners(subject.config) if listener.service != "status")
-    for setting, host, port in ((x.setting, *endpoint) for x in found for endpoint in endpoints(x.specs)):
-        name = f"port:{host}:{port}"
-        where = f"port {port} at {host}"
-        holders = at(subject.listening, host, port)
-        others = [h for h in holders if not _is_ours(h)]
-        if subject.running:
-            if not holders:
-                yield fail(
-                    name,
-                    f"nobody listens at {where} ({setting}), although pymx runs",
-                    "systemctl restart pymx",
-                    "mail servers or clients can't connect there",
-                )
-            # systemd holds what a socket unit hands over to us; another's we could not have bound beside it
-            elif named := [h for h in others if h.program not in ("", "systemd")]:
-                yield _taken(name, where, named[0])
-            elif others:
-                # the kernel shows nobody but root what a process with a capability has open; ours has one
-                yield ok(name, f"{where} has a listener; pymx, which runs, would not have started without its own")
-            else:
-                yield ok(name, f"pymx listens at {where}")
-        elif not holders:
-            yield ok(name, f"{where} is free ({setting})")
-        elif others:
-            yield _taken(name, where, others[0])
-        else:
-            yield info(
-                name, f"a pymx listens at {where}, but not at our control socket", "is it one of another config?"
-            )
+    for listener in listeners(subject.config):
+        if listener.service == "status":
+            continue  # mail does not depend on it
+        # what a socket unit hands over counts, and not the setting
+        handed = subject.activation.endpoints(listener.service)
+        for host, port in handed or endpoints(listener.specs):
+            setting = subject.activation.unit_at(host, port) if handed else listener.setting
+            yield _port(subject, setting, host, port)
+
+
+def _port(subject: Subject, setting: str, host: str, port: int) -> Finding:
+    name, where = f"port:{host}:{port}", f"port {port} at {host}"
+    holders = at(subject.listening, host, port)
+    others = [holder for holder in holders if not _is_ours(holder)]
+    if subject.running:
+        return _while_running(name, where, setting, holders, others)
+    strangers = [holder for holder in others if not _is_for_us(subject, holder)]
+    if strangers:
+        return _taken(name, where, strangers[0])
+    if others:
+        text = f"systemd listens at {where} in place of pymx, which does not run ({setting})"
+        return info(name, text, "systemctl start pymx", "who connects there waits for pymx to start")
+    if holders:
+        return info(name, f"a pymx listens at {where}, but not at our control socket", "is it one of another config?")
+    return ok(name, f"{where} is free ({setting})")
+
+
+def _while_running(name: str, where: str, setting: str, holders: list[Holder], others: list[Holder]) -> Finding:
+    if not holders:
+        return fail(
+            name,
+            f"nobody listens at {where} ({setting}), although pymx runs",
+            "systemctl restart pymx",
+            "mail servers or clients can't connect there",
+        )
+    # systemd holds what a socket unit hands over to us; another's we could not have bound beside it
+    if named := [holder for holder in others if holder.program not in ("", "systemd")]:
+        return _taken(name, where, named[0])
+    if others:
+        # the kernel shows nobody but root what a process with a capability has open; ours has one
+        return ok(name, f"{where} has a listener; pymx, which runs, would not have started without its own")
+    return ok(name, f"pymx listens at {where}")
+
+
+def _is_for_us(subject: Subject, holder: Holder) -> bool:
+    """Does systemd have that socket for us? Its process is hidden from all but root."""
+    return holder.program in ("", "systemd") and bool(subject.activation.unit_at(holder.address, holder.port))
 
 
 def _is_ours(holder: Holder) -> bool:

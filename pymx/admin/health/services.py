@@ -37,19 +37,26 @@ def check(subject: Subject) -> Iterator[Finding]:
             "pymxctl check-config",
             "pymx neither starts with it nor reloads it",
         )
-    if subject.running:
-        yield ok("server", "pymx runs")
-    else:
-        yield fail(
-            "server",
-            "pymx does not run",
-            "systemctl start pymx; journalctl -u pymx says why it ended",
-            "no mail is accepted, and nobody can read theirs",
-        )
+    yield server(subject)
     yield from _database(subject)
     yield from _queue(subject)
     yield from _bans(subject)
     yield from _backup(subject)
+
+
+def server(subject: Subject) -> Finding:
+    """Does it run, or would it when somebody connects?"""
+    if subject.running:
+        return ok("server", "pymx runs")
+    start = "systemctl start pymx"
+    if subject.activation.waits:
+        units = ", ".join(subject.activation.units)
+        text = f"pymx is stopped; systemd listens in its place ({units}) and starts it when somebody connects"
+        return warn("server", text, start, "until then nothing in the queue is delivered")
+    why = "no mail is accepted, and nobody can read theirs"
+    if subject.activation.held and subject.activation.state == "failed":
+        why = "systemd still listens in its place and tries again when somebody connects; until it starts they wait"
+    return fail("server", "pymx does not run", f"{start}; journalctl -u pymx says why it ended", why)
 
 
 def _database(subject: Subject) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pymx.admin.health.activation import Activation
 from pymx.admin.health.listening import Listening
 from pymx.admin.zone import Domain, Server
 from pymx.config.model import Config
@@ -29,13 +30,15 @@ class Places:
     system_hostname: Callable[[], str] = socket.getfqdn
     statvfs: Callable[[str], os.statvfs_result] = os.statvfs
     meminfo: Path = Path("/proc/meminfo")
+    units: Path = Path("/etc/systemd/system")
+    systemctl: str = "systemctl"
     ca_file: str = ""  # trusted roots of live certificates; "" = the system's
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
     """`listening`: which program holds which port, looked up while we were still root. `running`: the server answers
-    on its control socket. `now` is Unix time."""
+    on its control socket. `activation`: what systemd listens at in its place. `now` is Unix time."""
 
     config: Config
     server: Server
@@ -46,6 +49,7 @@ class Subject:
     running: bool
     began: float  # the event loop's time at `now`
     places: Places = field(default_factory=Places)
+    activation: Activation = field(default_factory=Activation)
 
     @property
     def data_dir(self) -> Path:
