@@ -15,6 +15,7 @@ import base64
 import datetime as dt
 import ssl
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -42,7 +43,11 @@ from pymx.queue.destination import routing_domain
 from pymx.spool import Content
 
 MAX_RECIPIENTS = 100  # of one transaction: what every server must take (RFC 5321 s. 4.5.3.1.8)
-KEPT_REPLY_S = 20.0  # who does not answer MAIL on a kept connection by then is gone; it costs nothing to connect anew
+# Who does not answer the first command on a kept connection so long, or for so many times as long as MAIL ever took
+# there, is gone: a new connection costs little, and waiting keeps the message.
+_KEPT_REPLY_S = 3.0
+_KEPT_REPLY_MAX_S = 20.0
+_KEPT_PATIENCE = 5
 _MAX_REPLY_TEXT = 500
 _MAX_SIZE_DIGITS = 20  # RFC 1870 s. 3
 _PIECES_PER_HOP = 4
@@ -108,12 +113,20 @@ class Connection:
         self._outbound = outbound
         self._extensions: dict[str, str] = {}
         self._needs_reset = False
+        self._slowest_mail_s = 0.0
+        self._unproven = False  # it was kept, and nothing was heard of it since
+        self.idle_since = 0.0  # the loop's time when it was last kept
         self.tls = ""
         self.sent = 0
 
     @property
     def usable(self) -> bool:
         return self._wire.idle
+
+    def was_kept(self) -> None:
+        """It is about to be used again, and may have ended without a word: a firewall has forgotten it, the host is
+        off, the program hangs."""
+        self._unproven = True
 
     @property
     def passes_dsn_on(self) -> bool:
@@ -323,7 +336,8 @@ class Connection:
         lines.append((Phase.DATA, "DATA"))
         pipelining = "pipelining" in self._extensions
         if self._needs_reset:
-            await self._ask(Phase.MAIL, "RSET")
+            self._write(Phase.MAIL, ["RSET"])
+            await self._reply_after(Phase.MAIL, None)
         self._needs_reset = True
         if pipelining:
             self._write(Phase.MAIL, [line for _, line in lines])
@@ -366,10 +380,17 @@ class Connection:
     async def _reply_after(self, phase: Phase, before: tuple[Phase, Remote] | None) -> Remote:
         """The next reply. When the connection is gone after a 421, that is what the server had to say."""
         timeout_s: float = self._outbound.command_timeout_s
-        if phase is Phase.MAIL and self.sent:
-            timeout_s = min(timeout_s, KEPT_REPLY_S)
+        if self._unproven:
+            self._unproven = False
+            usual_s = max(_KEPT_REPLY_S, min(_KEPT_PATIENCE * self._slowest_mail_s, _KEPT_REPLY_MAX_S))
+            timeout_s = min(timeout_s, usual_s)
         try:
-            return await self._reply(phase, timeout_s)
+            if phase is not Phase.MAIL:
+                return await self._reply(phase, timeout_s)
+            asked = time.monotonic()
+            reply = await self._reply(phase, timeout_s)
+            self._slowest_mail_s = max(self._slowest_mail_s, time.monotonic() - asked)
+            return reply
         except Broken as e:
             if before is not None and before[1].code == 421 and e.what is Event.LOST:
                 raise Broken(*before) from e

@@ -195,6 +195,8 @@ class _Run:
                 await self._transact(connection)
             except Broken as e:
                 if e.phase is Phase.MAIL and (e.what in (Event.LOST, Event.TIMEOUT) or _is_goodbye(e.what)):
+                    if e.what is Event.TIMEOUT:
+                        self._deliver._kept.distrust(self._kept_key, connection)
                     continue  # it had ended meanwhile, as servers do with idle connections
                 self._note_broken(e, connection.host, connection.tls)
             except BaseException:

@@ -51,9 +51,18 @@ class Kept:
         for entry in [e for e in reversed(self._waiting) if e.key == key]:
             self._forget(entry)
             if entry.connection.usable:
+                entry.connection.was_kept()
                 return entry.connection
             entry.connection.abort()
         return None
+
+    def distrust(self, key: str, silent: Connection) -> None:
+        """That one was dead, and nobody had said so: those to the same address that are idle for longer are, too."""
+        for entry in list(self._waiting):
+            other = entry.connection
+            if entry.key == key and other.host == silent.host and other.idle_since <= silent.idle_since:
+                self._forget(entry)
+                other.abort()
 
     def make_room(self, place: Place) -> None:
         """A new connection is about to be made: end the oldest that would be too many."""
@@ -69,7 +78,9 @@ class Kept:
             return
         self.make_room(place)
         entry = _Entry(key, place.site, connection)
-        entry.timer = asyncio.get_running_loop().call_later(self._keep_s, self._expire, entry)
+        loop = asyncio.get_running_loop()
+        connection.idle_since = loop.time()
+        entry.timer = loop.call_later(self._keep_s, self._expire, entry)
         self._waiting.append(entry)
         if len(self._waiting) > self._limit:
             self._expire(self._waiting[0])

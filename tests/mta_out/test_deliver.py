@@ -202,26 +202,6 @@ async def test_connections_are_kept_for_the_next_message(scripted_remote: Start,
     assert (len(remote.messages), remote.connections) == (7, 3)
 
 
-async def test_a_kept_connection_that_died_is_no_failure(scripted_remote: Start, deliver_to: DeliverTo) -> None:
-    """Servers end idle connections as they like: silently, or with 421."""
-    remote = scripted_remote(replies={"MAIL": ["250 ok", DROP, "250 ok", "421 4.4.2 idle too long"]})
-    deliver = deliver_to(smarthost(remote.port))
-    for _ in range(3):
-        assert results(await deliver.attempt(attempt("a@far.test"))) == [(OK, "2.0.0")]
-    assert (len(remote.messages), remote.connections) == (3, 3)
-
-
-async def test_a_kept_connection_that_went_silent_is_left_for_a_new_one(
-    scripted_remote: Start, deliver_to: DeliverTo
-) -> None:
-    """A firewall may have forgotten it: no reply to MAIL, and nothing is lost by asking on a new connection."""
-    remote = scripted_remote(replies={"MAIL": ["250 ok", STALL]})
-    deliver = deliver_to(replaced(smarthost(remote.port), command_timeout_s=1))
-    for _ in range(2):
-        assert results(await deliver.attempt(attempt("a@far.test"))) == [(OK, "2.0.0")]
-    assert (len(remote.messages), remote.connections) == (2, 2)
-
-
 async def test_a_refused_transaction_leaves_the_connection_usable(
     scripted_remote: Start, deliver_to: DeliverTo
 ) -> None:

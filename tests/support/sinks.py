@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 from dataclasses import dataclass, field
@@ -129,11 +130,16 @@ def _split_path(argument: str) -> tuple[str, tuple[str, ...]]:
 
 # what a script may do instead of answering
 DROP = "<drop>"
+RESET = "<reset>"
 STALL = "<stall>"
 
 
 class _Dropped(Exception):
     """This connection ends here."""
+
+
+class _Reset(_Dropped):
+    """It ends with RST, as when the program was killed with input unread."""
 
 
 @dataclass
@@ -143,8 +149,8 @@ class ScriptedRemote:
     `replies` maps a verb, or a verb with an address, to the reply, e.g. `{"RCPT bad@example.org": "550 5.1.1 no",
     "DATA": "451 4.3.0 later", ".": DROP}`. "CONNECT" is the greeting, "." the reply to the final dot, "TLS" with DROP
     breaks the handshake, "CONTENT" is what happens after the first line of the content (a reply there is said, and
-    nothing more). A list of replies is used up one by one, then the command succeeds. DROP closes the connection, STALL
-    never answers. `commands` is what clients said, line by line.
+    nothing more). A list of replies is used up one by one, then the command succeeds. DROP closes the connection, RESET
+    does so with RST, STALL never answers. `commands` is what clients said, line by line.
     """
 
     replies: dict[str, str | list[str]] = field(default_factory=dict)
@@ -200,13 +206,14 @@ class ScriptedRemote:
         dialogue = _Dialogue(self, connection)
         try:
             dialogue.run()
-        except (_Dropped, OSError):
-            pass  # the client or the script has ended it
+        except (_Dropped, OSError) as e:  # the client or the script has ended it
+            if isinstance(e, _Reset):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         finally:
             dialogue.close()
 
     def scripted(self, *keys: str) -> str | None:
-        """The script's reply for the first of the keys that has one; acts on DROP and STALL."""
+        """The script's reply for the first of the keys that has one; acts on DROP, RESET and STALL."""
         reply = None
         with self._lock:
             for key in keys:
@@ -218,6 +225,8 @@ class ScriptedRemote:
                     break
         if reply == STALL:
             self._stopped.wait(60)
+        if reply == RESET:
+            raise _Reset
         if reply in (DROP, STALL):
             raise _Dropped
         return reply
