@@ -10,16 +10,13 @@ from pathlib import Path
 
 from pymx import log
 from pymx.accounts.authenticate import Authenticator
+from pymx.app.checks import CurrentChecks
 from pymx.app.fulltext import ask_for_builds
 from pymx.app.lean import give_memory_back
 from pymx.app.limits import ProcessLimits, Watch
 from pymx.app.prerender import ask_for_rendering
 from pymx.app.reports import count_judged
 from pymx.app.rooms import Rooms
-from pymx.checks.build import build_pipeline
-from pymx.checks.check import Facts
-from pymx.checks.pipeline import Pipeline
-from pymx.checks.verdict import Level
 from pymx.config.model import Config
 from pymx.config.secret import SecretUnavailable
 from pymx.imapd.server import ImapServer
@@ -47,11 +44,9 @@ class SessionSide:
         self._imap_servers: list[ImapServer] = []
         self._servers: list[Server] = []
         self._inbound: Inbound | None = None
-        self._judged: Callable[[Facts, Level], None] | None = None
+        self._checks: CurrentChecks | None = None
         self._limits: ProcessLimits | None = None
         self._rate_limited: RateLimited | None = None
-        self._checks_settings = _checks_settings(self._config)
-        self._pipelines: list[Pipeline] = []  # the last one is in use
         self._log = log.get("app").bind(role="session")
 
     async def start(self, stack: contextlib.AsyncExitStack) -> None:
@@ -67,15 +62,16 @@ class SessionSide:
         stack.callback(authenticator.close)
         Watch(rooms, authenticator, self._sessions).start(stack)
         signer = Signer(site.data_dir / "dkim", complain=self._complain_of_key)
-        self._judged = count_judged(stack, rooms)
-        stack.push_async_callback(self._close_checks)
+        checks = self._checks = CurrentChecks(rooms.resolver, count_judged(stack, rooms))
+        stack.push_async_callback(checks.close)
         try:
-            checks = self._build_checks(config)
+            checks.go_by(config)
         except SecretUnavailable as e:
             raise StartError(str(e)) from None
         inbound = Inbound(
-            rooms.directory, rooms.mda, rooms.dispatch, smtp=config.smtp, hostname=config.hostname, checks=checks
-        )
+            rooms.directory, rooms.mda, rooms.dispatch,
+            smtp=config.smtp, hostname=config.hostname, checks=checks.pipeline,
+        )  # fmt: skip
         self._inbound = inbound
         submission = Submission(
             rooms.directory, authenticator, rooms.mda, rooms.dispatch, signer,
@@ -156,11 +152,9 @@ class SessionSide:
 
     def reload(self, config: Config) -> None:
         """Take over what a running process can: checks, limits of SMTP and IMAP. Raises OSError, with all as it was."""
-        if _checks_settings(config) != self._checks_settings:
-            checks = self._build_checks(config)
-            if self._inbound is not None:
-                self._inbound.checks = checks  # messages being checked keep the old ones
-            self._checks_settings = _checks_settings(config)
+        if self._checks is not None and self._inbound is not None:
+            self._checks.go_by(config)
+            self._inbound.checks = self._checks.pipeline  # messages being checked keep the old ones
         if self._limits is not None:
             self._limits.reload(config.limits)
         for engine in self._engines:
@@ -170,21 +164,5 @@ class SessionSide:
         for server in self._imap_servers:
             server.imap = config.imap
 
-    def _build_checks(self, config: Config) -> Pipeline | None:
-        pipeline = build_pipeline(config, self._rooms.resolver)
-        if pipeline is not None:
-            pipeline.judged = self._judged
-            self._pipelines.append(pipeline)
-        return pipeline
-
-    async def _close_checks(self) -> None:
-        for pipeline in self._pipelines:
-            await pipeline.close()
-
     def _complain_of_key(self, path: Path, reason: str) -> None:
         self._log.error("dkim_key_unusable", path=path, reason=reason)
-
-
-def _checks_settings(config: Config) -> tuple[object, ...]:
-    """What the checks are made of."""
-    return (config.checks, config.rspamd, config.limits.trusted)

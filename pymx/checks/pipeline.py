@@ -60,7 +60,8 @@ class Finding:
 
 
 class Pipeline:
-    """The checks of a process. `close()` ends those that are still running."""
+    """The checks of a process. `close()` ends those that are still running; `retire()` first waits for the messages
+    that began with them."""
 
     def __init__(
         self,
@@ -80,6 +81,8 @@ class Pipeline:
         self.judged: Callable[[Facts, Level], None] | None = None  # told of each message; must neither wait nor raise
         self._trusted = [ipaddress.ip_network(network, strict=False) for network in trusted]
         self._running: set[asyncio.Task[None]] = set()
+        self._open = 0  # inspections that are not done with
+        self._unused = asyncio.Event()
 
     def concerns(self, origin: Origin) -> bool:
         """Is mail from there checked? Not over LMTP (who hands it over has checked it), not from trusted hosts."""
@@ -95,8 +98,15 @@ class Pipeline:
         if ":" in facts.origin.peer_ip:  # perhaps an IPv4 address that came mapped, or one with a scope
             facts.origin = replace(facts.origin, peer_ip=str(peer_address(facts.origin.peer_ip)))
         inspection = Inspection(self, facts)
+        self._open += 1
         inspection.start(_EARLY)
         return inspection
+
+    def done_with_one(self) -> None:
+        """An inspection asks nothing more."""
+        self._open -= 1
+        if not self._open:
+            self._unused.set()
 
     def time_for(self, check: Check) -> float:
         """How many seconds a check has."""
@@ -106,6 +116,14 @@ class Pipeline:
         """Hold on to a running check, also when its session has gone."""
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+
+    async def retire(self) -> None:
+        """Close when the last message is done with, or its session gone. For a pipeline with which none begins any
+        more."""
+        if self._open:
+            self._unused.clear()
+            await self._unused.wait()
+        await self.close()
 
     async def close(self) -> None:
         for task in tuple(self._running):
@@ -118,13 +136,14 @@ class Pipeline:
 class Inspection:
     """The checks of one message."""
 
-    __slots__ = ("_pipeline", "_tasks", "_verdicts", "facts")
+    __slots__ = ("_is_done", "_pipeline", "_tasks", "_verdicts", "facts")
 
     def __init__(self, pipeline: Pipeline, facts: Facts) -> None:
         self.facts = facts
         self._pipeline = pipeline
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._verdicts: dict[str, Verdict] = {}
+        self._is_done = False
 
     def start(self, stages: tuple[Stage, ...]) -> None:
         """Start every check of these stages, to be over within the time limit from now."""
@@ -141,6 +160,12 @@ class Inspection:
         """Nobody wants to know any more: end what is still being asked."""
         for task in self._tasks.values():
             task.cancel()
+        self._done()
+
+    def _done(self) -> None:
+        if not self._is_done:
+            self._is_done = True
+            self._pipeline.done_with_one()
 
     async def recipient(self) -> None:
         """Ask the checks at RCPT about the last of the recipients. Raises SmtpError."""
@@ -161,7 +186,13 @@ class Inspection:
         return self.facts.bodies.update if self.facts.bodies.is_needed else None
 
     async def message(self, content: Content) -> Finding:
-        """Judge the whole message. Raises SmtpError."""
+        """Judge the whole message, and be done with it. Raises SmtpError."""
+        try:
+            return await self._judge(content)
+        finally:
+            self._done()
+
+    async def _judge(self, content: Content) -> Finding:
         started = time.monotonic()
         self.facts.content = content
         self.start((Stage.DATA,))

@@ -57,6 +57,7 @@ class MailIn:
     store: Store
     queue: Queue
     dispatch: Dispatch
+    inbound: Inbound
     ports: dict[str, int]
     queued: list[Copy]
 
@@ -150,4 +151,4 @@ async def mail_in(
             await server.start()
             stack.callback(server.close)
         stack.push_async_callback(sessions.drain, 5)
-        yield MailIn(directory, accounts, registry, store, queue, dispatch, ports, noted.copies)
+        yield MailIn(directory, accounts, registry, store, queue, dispatch, inbound, ports, noted.copies)
