@@ -6,6 +6,7 @@ The daemon reads through an async engine (aiosqlite, aiomysql), pymxctl writes t
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,6 +15,7 @@ from sqlalchemy.engine import URL, Engine, create_engine, make_url
 from sqlalchemy.exc import ArgumentError
 
 from pymx.accounts.account import AccountsError
+from pymx.accounts.sqlitefile import to_wal
 from pymx.config.model import Database
 from pymx.config.secret import SecretUnavailable, read_secret
 
@@ -79,8 +81,6 @@ def writing_engine(url: URL, timeout_s: int) -> Engine:
     return engine
 
 
-def _set_up_sqlite(connection: object, _record: object) -> None:
-    cursor = connection.cursor()  # type: ignore[attr-defined]  # the DBAPI's connection
-    cursor.execute("PRAGMA journal_mode=WAL")  # the daemon reads while pymxctl writes
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()
+def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    to_wal(connection)  # the daemon reads while pymxctl writes
+    connection.execute("PRAGMA foreign_keys=ON")

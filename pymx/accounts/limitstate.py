@@ -24,7 +24,6 @@ import contextlib
 import hashlib
 import hmac
 import ipaddress
-import os
 import random
 import secrets
 import sqlite3
@@ -34,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pymx.accounts.banrules import FORGIVEN_S, Rules, tag
+from pymx.accounts.sqlitefile import make, to_wal
 from pymx.mail.peer import peer_address
 
 FILE_NAME = "limits.sqlite"
@@ -408,10 +408,10 @@ class LimitState:
 
 def _open(path: Path) -> tuple[sqlite3.Connection, bytes]:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    make(path, 0o600)
     db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
     try:
-        db.execute("PRAGMA journal_mode = WAL")
+        to_wal(db)
         db.execute("PRAGMA synchronous = NORMAL")
         _begin(db, _BUSY_S)
         version = int(db.execute("PRAGMA user_version").fetchone()[0])

@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from pymx import log
 from pymx.accounts.account import AccountsError
+from pymx.accounts.sqlitefile import to_wal
 
 _BUSY_S = 5.0
 _TABLES = """
@@ -121,7 +122,7 @@ class Senders:
         if self._database is None:
             database = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None)
             try:
-                database.execute("PRAGMA journal_mode = WAL")
+                to_wal(database)
                 database.execute("PRAGMA synchronous = FULL")
                 database.executescript(_TABLES)
             except BaseException:

@@ -12,18 +12,18 @@ for the one that is there now: at worst some senders are told once more. Synchro
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+
+from pymx.junk.sqlitefile import make, to_wal
 
 NAME = "greylist.sqlite"
 _SCHEMA = 1
 _BUSY_S = 2.0
 _TRIM_EVERY = 1000
 _TABLES = """
-BEGIN IMMEDIATE;
 DROP TABLE IF EXISTS triplet;
 DROP TABLE IF EXISTS client;
 CREATE TABLE triplet(hash INTEGER PRIMARY KEY, first REAL NOT NULL);
@@ -31,7 +31,6 @@ CREATE TABLE client(hash INTEGER PRIMARY KEY, last REAL NOT NULL);
 CREATE INDEX triplet_first ON triplet(first);
 CREATE INDEX client_last ON client(last);
 PRAGMA user_version=1;
-COMMIT;
 """
 
 
@@ -116,13 +115,13 @@ class Greylist:
 
     def _open(self) -> sqlite3.Connection:
         if self._db is None:
-            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            make(self._path, 0o600)
             db = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
             try:
-                db.execute("PRAGMA journal_mode=WAL")
+                to_wal(db)
                 db.execute("PRAGMA synchronous=NORMAL")
-                if db.execute("PRAGMA user_version").fetchone()[0] != _SCHEMA:
-                    db.executescript(_TABLES)
+                if _version(db) != _SCHEMA:
+                    _create(db)
             except BaseException:
                 db.close()
                 raise
@@ -151,6 +150,22 @@ class Greylist:
         if self._db is not None:
             self._db.close()
             self._db = None
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _create(db: sqlite3.Connection) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        if _version(db) != _SCHEMA:  # another process may have been faster
+            for statement in _TABLES.split(";"):
+                db.execute(statement)
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
 
 
 def _hash(*parts: str) -> int:

@@ -13,13 +13,15 @@ Synchronous, used in threads. Errors: `NotebookUnusable`; its text is for the lo
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+from pymx.junk.sqlitefile import make as make_file
+from pymx.junk.sqlitefile import to_wal
 
 T = TypeVar("T")
 NAME = "pymx.junk"
@@ -68,24 +70,35 @@ class Notebook:
         if make and not path.exists():
             # as readable as the mail beside it
             mode = path.parent.stat().st_mode & 0o666
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, mode))
+            make_file(path, mode)
         self._inode = path.stat().st_ino
         self._db = self._connect()
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         try:
-            db.execute("PRAGMA journal_mode=WAL")
+            to_wal(db)
             # a lesson lost in a power cut is no harm, a damaged file would be
             db.execute("PRAGMA synchronous=NORMAL")
             # enough for most of the file: a message asks for hundreds of its pages
             db.execute("PRAGMA cache_size=-2048")
-            if db.execute("PRAGMA user_version").fetchone()[0] != _SCHEMA:
-                db.executescript(f"BEGIN IMMEDIATE; {self._fresh(db)} PRAGMA user_version={_SCHEMA}; COMMIT;")
+            if _version(db) != _SCHEMA:
+                self._create(db)
         except BaseException:
             db.close()
             raise
         return db
+
+    def _create(self, db: sqlite3.Connection) -> None:
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            if _version(db) != _SCHEMA:  # another process may have been faster
+                for statement in f"{self._fresh(db)} PRAGMA user_version={_SCHEMA}".split(";"):
+                    db.execute(statement)
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
+        db.execute("COMMIT")
 
     def _fresh(self, db: sqlite3.Connection) -> str:
         """What makes the tables, whatever another version or a half made file has of them."""
@@ -267,3 +280,7 @@ class Notebooks:
             for notebook in self._open.values():
                 notebook.close()
             self._open.clear()
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
