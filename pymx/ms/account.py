@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 from pymx import log
 from pymx.ms import firstsight, folders, morekeywords, subscriptions
-from pymx.ms.box import Box, Home, make_directories
+from pymx.ms.box import FILLING, Box, Home, Row, make_directories
 from pymx.ms.disk import Disk
 from pymx.ms.dovecotplace import Place
 from pymx.ms.errors import NoSuchMailbox, translated
@@ -139,10 +139,38 @@ class Account:
                     self.box(levels).refresh()
             self._counted = True
         with self.home.index.read() as db:
-            found: tuple[int, int] = db.execute(
-                "SELECT coalesce(sum(octets), 0), coalesce(sum(messages), 0) FROM mailbox"
+            octets, messages, filling = db.execute(
+                "SELECT coalesce(sum(octets), 0), coalesce(sum(messages), 0), total(dirty_since = ?) FROM mailbox",
+                (FILLING,),
             ).fetchone()
-        return found
+        return self._usage_while_filling() if filling else (octets, messages)
+
+    def _usage_while_filling(self) -> tuple[int, int]:
+        """As `usage`, with mailboxes whose rows are being written, or were when a process was killed."""
+        with self.home.index.read() as db:
+            octets, messages = db.execute(
+                "SELECT coalesce(sum(octets), 0), coalesce(sum(messages), 0) FROM mailbox WHERE dirty_since IS NOT ?",
+                (FILLING,),
+            ).fetchone()
+            filling = db.execute("SELECT name FROM mailbox WHERE dirty_since = ?", (FILLING,)).fetchall()
+        for (name,) in filling:
+            row = self._whole_row(tuple(name.split("/")))
+            octets += row.octets if row else 0
+            messages += row.messages if row else 0
+        return octets, messages
+
+    def _whole_row(self, levels: Levels) -> Row | None:
+        """The row of a mailbox with all of its messages counted; None if the mailbox is gone."""
+        try:
+            box = self.box(levels)
+            known = firstsight.counted(box)
+            if known is not None:
+                return known.row
+            box.refresh()
+        except NoSuchMailbox:
+            return None
+        with self.home.index.read() as db:
+            return box.row(db)
 
     def tidy(self) -> None:
         """Now and then, not in a mail path: checkpoint, forget old changes, remove what deliveries left in `tmp/`."""

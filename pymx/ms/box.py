@@ -122,7 +122,9 @@ class Box:
         self.reconcile = reconcile
         self.write_more_keywords = write_more_keywords
         self.prepare = prepare
-        self.filling = threading.RLock()  # taken before `mutex`, never in a hold
+        # For the first sight; taken before `mutex`, in this order, never in a hold, and nobody sleeps with them.
+        self.beginning = threading.RLock()
+        self.filling = threading.RLock()
         self.sight: Sight | None = None  # rows that are still to be written
         self.views = ViewCache()
         self.last_listing = 0.0
@@ -167,6 +169,25 @@ class Box:
         row = Row(*found)
         self.is_now(row.guid)
         return row
+
+    def renamed(self, db: Connection) -> Row | None:
+        """The row of a mailbox that another program renamed, known by its GUID; it has this name from now on."""
+        try:
+            with open(self.uidlist, "rb") as file:
+                guid = uidlist.parse_header(file.readline().rstrip(b"\n")).guid
+        except (FileNotFoundError, uidlist.Damaged):
+            return None
+        if not guid:
+            return None
+        statement = f"SELECT {COLUMNS} FROM mailbox WHERE guid=?"  # noqa: S608
+        for found in db.execute(statement, (guid,)).fetchall():
+            row = Row(*found)
+            path = self.home.path_of(row.name)
+            if path is None or not os.path.isdir(os.path.join(path, b"cur")):
+                row.name = self.name
+                db.execute("UPDATE mailbox SET name=? WHERE id=?", (row.name, row.id))
+                return row
+        return None
 
     def is_now(self, guid: str) -> None:
         """The mailbox under this name has this GUID. If another had it, what is known of its uidlist is void."""
@@ -376,21 +397,9 @@ class Hold:
         """The row of a mailbox the index does not know by this name: one renamed, or a new one."""
         self.box.mend()
         self._touched = True
-        guid = ""
-        try:
-            with open(self.box.uidlist, "rb") as file:
-                guid = uidlist.parse_header(file.readline().rstrip(b"\n")).guid
-        except (FileNotFoundError, uidlist.Damaged):
-            pass
-        if guid:
-            statement = f"SELECT {COLUMNS} FROM mailbox WHERE guid=?"  # noqa: S608
-            for found in self.db.execute(statement, (guid,)).fetchall():
-                row = Row(*found)
-                path = self.box.home.path_of(row.name)
-                if path is None or not os.path.isdir(os.path.join(path, b"cur")):
-                    row.name = self.box.name
-                    self.db.execute("UPDATE mailbox SET name=? WHERE id=?", (row.name, row.id))
-                    return row
+        known = self.box.renamed(self.db)
+        if known is not None:
+            return known
         added = self.db.execute("INSERT INTO mailbox(name) VALUES(?)", (self.box.name,)).lastrowid
         return Row(added or 0, self.box.name)
 

@@ -9,9 +9,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from pymx.ms import arrive, firstsight, letters
-from pymx.ms.box import Box, Hold, Row
+from pymx.ms.box import FILLING, Box, Hold, Row
 from pymx.ms.disk import opened_directory
 from pymx.ms.errors import NoSuchMailbox
+from pymx.ms.firstsight import Counted
 from pymx.spool import Content
 
 
@@ -22,6 +23,7 @@ class Placed:
     uidvalidity: int
     uid: int
     prepared: arrive.Prepared | None
+    filling: bool  # rows of the mailbox are missing, perhaps with nobody at it
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def deliver(
                     # opened under the lock: once it is free the mailbox may be renamed, and the message with it
                     fd = files.enter_context(opened_directory(directory))
                     uid = arrive.place(hold, [(message, flags, 0)])[0]
-                    uidvalidity = hold.row.uidvalidity
+                    uidvalidity, filling = hold.row.uidvalidity, hold.row.dirty_since == FILLING
             except OSError as error:
                 if shared is None or error.errno not in (errno.EXDEV, errno.EMLINK):
                     raise
@@ -80,9 +82,9 @@ def deliver(
         message.close(disk)
         raise
     if keep:
-        return Placed(uidvalidity, uid, message)
+        return Placed(uidvalidity, uid, message, filling)
     message.close(disk)
-    return Placed(uidvalidity, uid, None)
+    return Placed(uidvalidity, uid, None, filling)
 
 
 def told_row(box: Box) -> Row:
@@ -94,6 +96,25 @@ def told_row(box: Box) -> Row:
         raise NoSuchMailbox("Mailbox does not exist")
     box.tell(row.uidlist_ino, row.uidlist_size)
     return row
+
+
+def counted(box: Box) -> Counted:
+    """What STATUS tells, its UIDNEXT on disk."""
+    early = firstsight.counted(box)
+    if early is not None:
+        box.tell(early.row.uidlist_ino, early.row.uidlist_size)
+        return early
+    row, freed = told_row(box), 0
+    with box.home.index.read() as db:
+        recent = db.execute(
+            "SELECT count(*) FROM message WHERE id BETWEEN ? AND ?", (row.low | row.first_recent, row.high)
+        ).fetchone()[0]
+        if row.deleted:
+            freed = db.execute(
+                "SELECT coalesce(sum(octets), 0) FROM message WHERE id BETWEEN ? AND ? AND flags & 8",
+                (row.low, row.high),
+            ).fetchone()[0]
+    return Counted(row, recent, freed)
 
 
 def opened(box: Box, claim: Callable[[Box], int] | None) -> Opened:

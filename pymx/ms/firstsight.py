@@ -8,11 +8,16 @@ What takes long is done without any lock: reading the uidlist, listing the direc
 3. A last hold takes the mark away. The row then has the directories' times from before they were listed, so what
    anybody did to the files meanwhile is found by the next look, as ever.
 
+Meanwhile other sessions of this process are told the same, with what was delivered since, and so is STATUS: as long
+as the times of the files say that nobody else changed anything.
+
 Nothing depends on it being finished. A Hold takes in everything itself unless it asks for less, and then the mailbox
-is FILLING no more, which ends the filling here. So do all holds of another process, or of this one after a kill: names
-that rows were given before may have changed, and only a listing compared with the rows tells. After a power cut the
-mailbox counts as never seen. Only a delivery goes on in between: all it needs is the next UID, and the uidlist is
-looked at in every hold.
+is FILLING no more, which ends the filling here. After a power cut the mailbox counts as never seen. Only a delivery
+goes on in between: all it needs is the next UID, and the uidlist is looked at in every hold.
+
+Another process waits while rows are added. Where nobody adds any, they were left by one that was killed: `_take_over`
+looks once more and goes on with the rows that are missing. Names that rows were given before may have changed by then,
+so the directories' times are left open at the end, and the next look compares them (`pymx.ms.renames`).
 
 A mailbox that is small, or not plain (a damaged uidlist, a base twice, Dovecot's index ahead of its uidlist), is left
 to `pymx.ms.reconcile`, and so is one whose uidlist changes all the time.
@@ -24,10 +29,11 @@ import os
 import stat
 import time
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from pymx.mail.flags import SEEN
+from pymx.mail.flags import DELETED, SEEN
 from pymx.ms import arrive, dovecotindex, letters, morekeywords, names, reconcile, renames, repair, uidlist
 from pymx.ms.box import FILLING, Box, Hold, Row, Stamp, runs
 from pymx.ms.flagging import HOLD_MESSAGES, move_to_cur
@@ -62,9 +68,12 @@ class Sight:
     modseq: int = 0
     done: int = 0  # of `placed`
     unread: bool = False  # a file could not be looked at
+    rest: bool = False  # what somebody else left: not all of the mailbox
+    uids: array[int] = field(default_factory=lambda: array("I"))  # of `placed`
+    unseen: int | None = None  # the first one
+    totals: tuple[int, int, int, int] | None = None  # unseen, deleted, octets, octets deleted; once they were asked for
 
-    def goes_on(self, hold: Hold) -> bool:
-        row = hold.row
+    def goes_on(self, row: Row) -> bool:
         return (row.id, row.guid, row.expunge_floor, row.dirty_since) == (
             self.mailbox,
             self.guid,
@@ -84,13 +93,24 @@ class Begun:
     keywords: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What STATUS tells."""
+
+    row: Row
+    recent: int
+    deleted_octets: int
+
+
 def begin(box: Box, *, claim: bool = False, tells: bool = False) -> Begun | None:
     """Begin with a mailbox never seen; None if it is left to others. `claim`: new messages are the caller's.
 
-    `tells`: the caller is a SELECT, which needs to know all keywords.
+    `tells`: the caller is a SELECT, which needs to know all keywords. It is also told what another began with.
     """
-    with box.filling:
-        if _seen(box) or (tells and os.path.exists(os.path.join(box.path, morekeywords.NAME))):
+    with box.beginning:
+        if _seen(box):
+            return _again(box, claim) if tells else None
+        if tells and _more_keywords(box):
             return None
         for _ in range(_TRIES):
             sight = _look(box)
@@ -105,43 +125,121 @@ def begin(box: Box, *, claim: bool = False, tells: bool = False) -> Begun | None
 
 
 def complete(box: Box, stopped: Callable[[], bool] = lambda: False) -> None:
-    """Write the rows that are missing, if that was begun here; begin with a large mailbox that was never seen."""
+    """Write the rows that are missing; begin with a large mailbox that was never seen."""
     begin(box)
-    with box.filling:
-        sight, box.sight = box.sight, None
-        if sight is None:
-            _wait_for_others(box)
+    before = -1
+    for _ in range(_PATIENCE):
+        if _write(box, stopped) or stopped():
             return
-        while sight.done < len(sight.placed):
-            if stopped() or not _fill(box, sight):
-                return
-        _finish(box, sight)
+        with box.home.index.read() as db:
+            row = box.row(db)
+        if row is None or row.dirty_since != FILLING:
+            return
+        if row.messages == before:
+            break
+        # While another process gets on with it, let it: its holds are short, and ours would be long.
+        before = row.messages
+        time.sleep(_STEP_S)
+    with box.beginning:
+        if box.sight is None:
+            _take_over(box)
+    _write(box, stopped)
 
 
 def prepare(box: Box, row: Row | None) -> None:
     """Before a hold that takes in everything: do without it what takes long."""
     if row is None or not row.guid or row.dirty_since == FILLING:
         complete(box)
-    else:
-        renames.take_in(box, row)
+        with box.home.index.read() as db:
+            row = box.row(db)
+        if row is None or box.current(row):
+            return
+    renames.take_in(box, row)
+
+
+def counted(box: Box) -> Counted | None:
+    """What STATUS tells of a mailbox whose rows are being written here; None if the rows have to say it."""
+    sight = box.sight
+    since = _since(box, sight) if sight is not None else None
+    if sight is None or since is None:
+        return None
+    if sight.totals is None:
+        sight.totals = _totals(sight)
+    if sight.totals is None:
+        return None
+    row, arrived = since
+    row.messages = len(sight.uids) + len(arrived)
+    row.unseen, row.deleted, row.octets, freed = sight.totals
+    for _, flags, octets in arrived:
+        row.unseen += not flags & SEEN
+        row.octets += octets
+        if flags & DELETED:
+            row.deleted += 1
+            freed += octets
+    recent = sum(uid >= row.first_recent for uid, _, _ in arrived)
+    return Counted(row, recent + len(sight.uids) - bisect_left(sight.uids, row.first_recent), freed)
 
 
 def _seen(box: Box) -> bool:
     with box.home.index.read() as db:
         row = box.row(db)
+    if row is None:
+        with box.home.index.write() as db:
+            row = box.row(db) or box.renamed(db)
     return row is not None and bool(row.guid)
 
 
-def _wait_for_others(box: Box) -> None:
-    """While another process gets on with it, let it: its holds are short, and ours would be long."""
-    before = -1
-    for _ in range(_PATIENCE):
-        with box.home.index.read() as db:
-            row = box.row(db)
-        if row is None or row.dirty_since != FILLING or row.messages == before:
-            return
-        before = row.messages
-        time.sleep(_STEP_S)
+def _more_keywords(box: Box) -> bool:
+    return os.path.exists(os.path.join(box.path, morekeywords.NAME))
+
+
+def _again(box: Box, claim: bool) -> Begun | None:
+    """What is told to others while rows are written; None if there is more to it."""
+    sight = box.sight
+    since = _since(box, sight) if sight is not None else None
+    if sight is None or since is None or _more_keywords(box):
+        return None
+    row, arrived = since
+    if claim and row.first_recent < row.uidnext:
+        return None
+    with box.home.index.read() as db:
+        known = letters.keyword_names(db, row)
+    unseen = sight.unseen or next((uid for uid, flags, _ in arrived if not flags & SEEN), None)
+    uids = sight.uids + array("I", [uid for uid, _, _ in arrived]) if arrived else sight.uids
+    return Begun(row, uids, row.first_recent, unseen, known)
+
+
+def _since(box: Box, sight: Sight) -> tuple[Row, list[tuple[int, int, int]]] | None:
+    """The row, and UID, flags and octets of what was delivered since; None if it is not all that happened."""
+    if sight.rest or not sight.uids:
+        return None
+    stamp = box.stamp()
+    with box.home.index.snapshot() as db:
+        row = box.row(db)
+        if row is None or not sight.goes_on(row):
+            return None
+        arrived = db.execute(
+            "SELECT id & 4294967295, flags, octets FROM message WHERE id BETWEEN ? AND ?",
+            (row.low | (sight.uids[-1] + 1), row.high),
+        ).fetchall()
+    if stamp[:3] != row.stamp[:3] or (stamp[3:] != sight.stamp[3:] and not arrived):
+        return None
+    return row, arrived
+
+
+def _totals(sight: Sight) -> tuple[int, int, int, int] | None:
+    """Unseen and deleted messages, octets, octets of deleted ones; None if a name does not tell its size."""
+    unseen = deleted = octets = freed = 0
+    for _, name, _, _ in sight.placed:
+        size, flags = names.wire_octets(name), names.flags_of(name)[0]
+        if size is None:
+            return None
+        octets += size
+        unseen += not flags & SEEN
+        if flags & DELETED:
+            deleted += 1
+            freed += size
+    return unseen, deleted, octets, freed
 
 
 def _look(box: Box) -> Sight | None:
@@ -233,9 +331,10 @@ def _establish(box: Box, sight: Sight, *, claim: bool) -> Begun:
         known = letters.keyword_names(hold.db, row)
     box.last_listing = time.time()
     sight.placed, sight.found, sight.unplaced = placed, None, []
+    sight.uids = array("I", [message[0] for message in placed])
+    sight.unseen = next((message[0] for message in placed if not names.flags_of(message[1])[0] & SEEN), None)
     box.sight = sight
-    unseen = next((message[0] for message in placed if not names.flags_of(message[1])[0] & SEEN), None)
-    return Begun(row, array("I", [message[0] for message in placed]), recent, unseen, known)
+    return Begun(row, sight.uids, recent, sight.unseen, known)
 
 
 def _claim(hold: Hold, sight: Sight, placed: list[Placed], *, untouched: bool) -> list[Placed]:
@@ -249,6 +348,59 @@ def _claim(hold: Hold, sight: Sight, placed: list[Placed], *, untouched: bool) -
         sight.stamp = hold.box.stamp()  # our own doing, and perhaps somebody else's hidden behind it
         sight.recent = True
     return out
+
+
+def _take_over(box: Box) -> None:
+    """Begin with the rows that somebody left unwritten, if they can be told without a lock."""
+    for _ in range(_TRIES):
+        with box.home.index.snapshot() as db:
+            row = box.row(db)
+            if row is None or row.dirty_since != FILLING:
+                return
+            statement = "SELECT id & 4294967295 FROM message WHERE id BETWEEN ? AND ?"
+            written = {uid for (uid,) in db.execute(statement, (row.low, row.high))}
+        sight = _look(box)
+        if sight is None or sight.found is None:
+            return
+        sight.placed = [message for message in sight.placed if message[0] not in written]
+        with Hold(box, rows="some") as hold:
+            if _left_as(row, hold.row) and box.stamp()[:3] == sight.stamp[:3]:
+                reconcile.take_keywords(hold)
+                sight.mailbox, sight.guid, sight.modseq = row.id, row.guid, hold.next_modseq()
+                hold.row.expunge_floor = sight.modseq  # what is gone by now was told, perhaps
+                sight.found, sight.unplaced, sight.rest = None, [], True
+                box.sight = sight
+                return
+
+
+def _left_as(before: Row, now: Row) -> bool:
+    """Whether it is still FILLING and nobody added a row."""
+    return (now.id, now.guid, now.uidvalidity, now.expunge_floor, now.messages, now.dirty_since) == (
+        before.id,
+        before.guid,
+        before.uidvalidity,
+        before.expunge_floor,
+        before.messages,
+        FILLING,
+    )
+
+
+def _write(box: Box, stopped: Callable[[], bool]) -> bool:
+    """Write the rows of what was begun here; False if nothing was, or somebody else does the rest."""
+    with box.filling:
+        sight = box.sight
+        if sight is None:
+            return False
+        there = True
+        while there and sight.done < len(sight.placed):
+            if stopped():
+                return True
+            there = _fill(box, sight)
+        if there:
+            _finish(box, sight)
+        if box.sight is sight:
+            box.sight = None
+        return there
 
 
 def _fill(box: Box, sight: Sight) -> bool:
@@ -269,7 +421,7 @@ def _fill(box: Box, sight: Sight) -> bool:
         uids.append(uid)
         rows.append((low | uid, sight.modseq, flags, bits, octets, None, now, in_new, name, reconcile.guid_of(keys)))
     with Hold(box, rows="some") as hold:
-        if not sight.goes_on(hold):
+        if not sight.goes_on(hold.row):
             return False
         hold.db.executemany("INSERT INTO message VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         hold.db.executemany(
@@ -288,8 +440,8 @@ def _finish(box: Box, sight: Sight) -> None:
         with Hold(box):  # there under another name, or gone: the directories are listed once more
             return
     with Hold(box, rows="some") as hold:
-        if sight.goes_on(hold):
+        if sight.goes_on(hold.row):
             morekeywords.restore(hold)
             hold.row.dirty_since = time.time() if sight.recent else 0.0
-            hold.listed = sight.stamp[3:]
+            hold.listed = (0, 0) if sight.rest else sight.stamp[3:]
             hold.saved()

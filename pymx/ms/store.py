@@ -155,7 +155,7 @@ class Store:
         self.hints = Hints(runtime_dir)
         self.watch = Watch(self._look)
         self._threads = Threads(mail.threads, "ms")
-        self._behind: set[asyncio.Future[None]] = set()  # rows being written behind a SELECT
+        self._behind: dict[Box, asyncio.Future[None]] = {}  # mailboxes whose rows are being written
         self._closing = False
         self._bulk = ThreadPoolExecutor(mail.bulk_threads, thread_name_prefix="ms-bulk")
 
@@ -169,7 +169,7 @@ class Store:
         self.hints.close()
         self._closing = True
         if self._behind:
-            await asyncio.wait(self._behind)
+            await asyncio.wait(self._behind.values())
         loop = asyncio.get_running_loop()
         for account in list(self._accounts.values()):
             await loop.run_in_executor(self._bulk, functools.partial(account.call, account.close))
@@ -348,6 +348,8 @@ class Store:
         except NoSuchMailbox:  # deleted or renamed while we waited for its lock
             box = account.box(INBOX)
             placed = delivering.deliver(box, delivery.content, delivery.flags, self.render, shared=shared, keep=keep)
+        if placed.filling and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._write_rows, delivery.owner, box)
         if not delivery.exempt:
             self.came_in(account, delivery.owner)
         return Delivered(self._layout.name(box.levels), placed.uidvalidity, placed.uid), placed.prepared
@@ -430,27 +432,18 @@ class Store:
         levels = self._layout.levels(name)
 
         def status(account: Account) -> Status:
-            row = delivering.told_row(account.box(levels))
-            with account.home.index.read() as db:
-                recent = db.execute(
-                    "SELECT count(*) FROM message WHERE id BETWEEN ? AND ?", (row.low | row.first_recent, row.high)
-                ).fetchone()[0]
-                freed = 0
-                if row.deleted:
-                    freed = db.execute(
-                        "SELECT coalesce(sum(octets), 0) FROM message WHERE id BETWEEN ? AND ? AND flags & 8",
-                        (row.low, row.high),
-                    ).fetchone()[0]
+            found = delivering.counted(account.box(levels))
+            row = found.row
             return Status(
                 row.messages,
                 row.unseen,
-                recent,
+                found.recent,
                 row.uidnext,
                 row.uidvalidity,
                 row.highestmodseq,
                 row.octets,
                 row.deleted,
-                freed,
+                found.deleted_octets,
                 mailbox_id(row.guid),
             )
 
@@ -547,11 +540,14 @@ class Store:
         if state.early is None:
             await mailbox.prepare_rendering()
         else:
-            self._write_rows(owner, box)
+            # as `Mailbox.prepare_rendering`: it can only be cold
+            self._write_rows(owner, box, lambda: self.wants_rendering(owner.email, box.guid))
         return mailbox
 
-    def _write_rows(self, owner: Owner, box: Box) -> None:
-        """Those of a mailbox opened before it had any; whatever needs them first waits for this, or does it."""
+    def _write_rows(self, owner: Owner, box: Box, then: Callable[[], None] | None = None) -> None:
+        """Those that a mailbox at its first sight lacks; whatever needs them first waits for this, or does it."""
+        if box in self._behind or self._closing:
+            return
         account = self._account(owner)
         account.uses += 1
         work = functools.partial(firstsight.complete, box, lambda: self._closing)
@@ -559,11 +555,11 @@ class Store:
 
         def written(done: asyncio.Future[None]) -> None:
             account.uses -= 1
-            self._behind.discard(done)
-            if not self._closing:
-                self.wants_rendering(owner.email, box.guid)  # as `Mailbox.prepare_rendering`: it can only be cold
+            del self._behind[box]
+            if then is not None and not self._closing:
+                then()
 
-        self._behind.add(future)
+        self._behind[box] = future
         future.add_done_callback(written)
 
     def observe(self, owner: Owner, wake: Callable[[], None]) -> Observer:
