@@ -11,6 +11,10 @@ There is no RFC. The form, the tag (HMAC-SHA1, 24 bits, told apart without regar
 and the days (of 1,024, two base32 digits) are those of Mail::SRS and postsrsd, byte for byte: with their secret in our
 key file, addresses made by them lead back here, and ours lead back there. Collisions of SHA-1 don't help against HMAC.
 
+Deviation from them: an SRS1 that is made of another one's SRS1 has a tag of its own kind. What stands in it comes from
+the sender alone, and the tags of the others are made of parts put together without a border: MAIL FROM
+SRS1=x=TTexample.com=alice@evil would buy the tag of SRS0=HHHH=TT=example.com=alice.
+
 `Secrets` is the key file: one secret a line, `#` comments; the first makes tags, all are accepted. It is made with mode
 0600 when it does not exist, unless it is a credential of systemd, and read again when it changes.
 
@@ -89,10 +93,10 @@ class Srs:
         rest = address.local_part[found.end() :]
         if found[1] == "1":
             tag, host, user = _split(rest, 3)
-            self._verify(tag, host, user)
+            self._verify(tag, _joined(host, user), _bordered(host, user))
             return Address("SRS0" + user, _domain(host))
         tag, day, host, user = _split(rest, 4)
-        self._verify(tag, day, host, user)
+        self._verify(tag, _joined(day, host, user))
         age_days = (int(now // _DAY_S) - _day_number(day)) % _DAYS
         if age_days > self._lifetime_days:
             raise SrsError("the SRS address has expired")
@@ -105,23 +109,26 @@ class Srs:
         rest = sender.local_part[found.end() :]
         if found[1] == "0":
             # its separator stays: it belongs to the address that the first forwarder will get back
-            return self._srs1(sender.ascii_domain, found[2] + rest)
+            host, user = sender.ascii_domain, found[2] + rest
+            return self._srs1(host, user, _joined(host, user))
         parts = rest.split("=", 2)
         if len(parts) < 3:
             return self._srs0(sender.ascii_domain, sender.local_part, now)  # it only looks like one
-        return self._srs1(parts[1], parts[2])
+        return self._srs1(parts[1], parts[2], _bordered(parts[1], parts[2]))
 
     def _srs0(self, host: str, user: str, now: float) -> str:
         number = int(now // _DAY_S) % _DAYS
         day = _BASE32[number >> 5] + _BASE32[number & 31]
-        return f"SRS0={_tag(self.secrets.all()[0], day, host, user)}={day}={host}={user}"
+        return f"SRS0={_tag(self.secrets.all()[0], _joined(day, host, user))}={day}={host}={user}"
 
-    def _srs1(self, host: str, user: str) -> str:
-        return f"SRS1={_tag(self.secrets.all()[0], host, user)}={host}={user}"
+    def _srs1(self, host: str, user: str, text: bytes) -> str:
+        return f"SRS1={_tag(self.secrets.all()[0], text)}={host}={user}"
 
-    def _verify(self, tag: str, *parts: str) -> None:
+    def _verify(self, tag: str, *texts: bytes) -> None:
+        """The tag must be that of one of the texts, under one of the secrets. Raises SrsError."""
         given = tag.lower().encode("utf-8")
-        if not any(hmac.compare_digest(given, _tag(key, *parts).lower().encode()) for key in self.secrets.all()):
+        right = [_tag(key, text).lower().encode() for key in self.secrets.all() for text in texts]
+        if not any(hmac.compare_digest(given, each) for each in right):
             raise SrsError("the SRS address has a wrong tag")
 
 
@@ -132,10 +139,19 @@ def _split(text: str, count: int) -> list[str]:
     return parts
 
 
-def _tag(key: bytes, *parts: str) -> str:
+def _joined(*parts: str) -> bytes:
+    """What Mail::SRS and postsrsd make a tag of."""
     # local parts of other case lead to the same mailbox for all that is known, and get smashed on the way
-    digest = hmac.digest(key, "".join(parts).lower().encode("utf-8", "surrogateescape"), "sha1")
-    return base64.b64encode(digest).decode("ascii")[:_TAG_LETTERS]
+    return "".join(parts).lower().encode("utf-8", "surrogateescape")
+
+
+def _bordered(*parts: str) -> bytes:
+    """Never the same as `_joined` of anything: no address has a NUL."""
+    return b"srs1\0" + "\0".join(parts).lower().encode("utf-8", "surrogateescape")
+
+
+def _tag(key: bytes, text: bytes) -> str:
+    return base64.b64encode(hmac.digest(key, text, "sha1")).decode("ascii")[:_TAG_LETTERS]
 
 
 def _day_number(day: str) -> int:
