@@ -187,8 +187,15 @@ class Client:
         there = set(mailbox.uids)
         gone = [number for number, uid in enumerate(old.uids, 1) if uid not in there]
         self._write_expunged(old.uids, gone[::-1])
+        if mailbox.keywords != old.keywords:
+            self.write_flags()
         if len(mailbox.uids) != len(old.uids) - len(gone):
             self.write_counts()
+        if self.notify is None or self.notify.tells_flags:
+            kept = [uid for uid in old.uids if uid in there]
+            changed = await mailbox.modified_since(kept, old.highestmodseq)
+            async for rows in mailbox.rows(changed):
+                self.write_rows(rows, with_uid=self.condstore or self.rev2)
 
     def resolve(self, messages: SequenceSet, *, by_uid: bool) -> Sequence[int]:
         """UIDs of a message set, ascending. Raises Bad for sequence numbers that don't exist."""

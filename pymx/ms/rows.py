@@ -138,8 +138,8 @@ def modified_since(db: Connection, low: int, uids: Sequence[int], since: int) ->
             (low | uids[0], low | uids[-1], since),
         )
     ]
-    if len(found) == uids[-1] - uids[0] + 1:
-        return found
+    if len(uids) == uids[-1] - uids[0] + 1:
+        return found  # nothing lies between them
     wanted = set(uids)
     return [uid for uid in found if uid in wanted]
 

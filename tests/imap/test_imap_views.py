@@ -142,3 +142,32 @@ async def test_every_client_keeps_a_right_picture(rig: Rig, seed: int) -> None:
         found.append(picture.uids)
         await picture.client.close()
     assert found[0] == found[1] == found[2]
+
+
+async def test_changedsince_answers_for_the_messages_asked_for_only(rig: Rig) -> None:
+    """RFC 7162 s. 3.1.4.1: a message set with holes stays one, also if all that lies between its ends has changed."""
+    for _ in range(5):
+        await rig.deliver(MESSAGE)
+    one = await rig.select()
+    lines = await one.ok("UID FETCH 1,3,5 (FLAGS) (CHANGEDSINCE 1)")
+    assert [int(uid) for uid in re.findall(rb"UID (\d+)", b"\n".join(lines))] == [1, 3, 5]
+    await one.close()
+
+
+async def test_flags_changed_by_others_are_told_when_the_mailbox_gets_another_name(rig: Rig) -> None:
+    """RFC 3501 s. 7.4.2: RENAME of the selected mailbox goes on with it, and forgets nothing."""
+    one = await rig.login()
+    await one.ok("CREATE Old")
+    await one.append(MESSAGE, "Old")
+    await one.append(MESSAGE, "Old")
+    await one.ok("SELECT Old")
+    two = await rig.select("Old")
+    await two.ok("STORE 2 +FLAGS (\\Flagged $Label)")
+    lines = await one.ok("RENAME Old New")
+    assert lines[0].startswith(b"* FLAGS (")
+    assert b"$Label" in lines[0]
+    (told,) = (line for line in lines if b" FETCH " in line)
+    assert told.startswith(b"* 2 FETCH (")
+    assert b"\\Flagged" in told
+    await one.close()
+    await two.close()
