@@ -26,7 +26,8 @@ from pymx.imapd.telling import tell
 from pymx.imapd.trouble import no_text
 from pymx.ms.errors import StoreError
 from pymx.ms.mailbox import Mailbox
-from pymx.net.tls import upgrade
+from pymx.net.listener import peer_of
+from pymx.net.tls import upgrade, why
 from pymx.proto.imap.errors import Bad, No
 from pymx.proto.imap.receiver import Continuation, Event, LineTooLong, Receiver, Refused, Request
 
@@ -103,11 +104,15 @@ class Session(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        peer = transport.get_extra_info("peername")
-        peer_ip = peer[0] if isinstance(peer, tuple) else ""
+        peer = peer_of(transport)
+        peer_ip, _ = peer or ("", 0)
         server = self._server
         # weak, so that a session whose connection has ended is gone at once and not when the collector comes by
         self._client = Client(server, weakref.proxy(self), peer_ip, secure=server.implicit_tls)
+        if peer is None:
+            server.log.info("connection_refused", listener="imap", reason="connection lost before the greeting")
+            self.abort()
+            return
         refusal = server.limits.refuses(peer_ip) if server.limits is not None else None
         if refusal is not None:
             server.log.info("connection_refused", peer_ip=peer_ip, listener="imap", reason=refusal.reason)
@@ -215,9 +220,10 @@ class Session(asyncio.Protocol):
         self._incoming.clear()
         try:
             self._transport = await upgrade(self, self._transport, self._server.tls)
-        except OSError:
+        except OSError as e:
             self._gone = True
-            self._ended = self._ended or "TLS handshake failed"
+            self._ended = self._ended or f"TLS handshake failed: {why(e)}"
+            self._transport.abort()
             raise Disconnected from None
         self._reading_paused = False
         self._client.secure = True

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pymx import log, metrics
-from pymx.net.tls import HANDSHAKE_TIMEOUT_S
+from pymx.net.tls import HANDSHAKE_TIMEOUT_S, why
 
 if TYPE_CHECKING:
     from pymx.net.listener import Caps
@@ -93,8 +93,8 @@ class TlsAcceptor:
             await self._loop.connect_accepted_socket(
                 self._factory, connection, ssl=self._context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
             )
-        except OSError as e:
+        except (OSError, RuntimeError) as e:  # the latter is the loops' way of saying that the transport is closed
             metrics.add("tls_handshakes_failed")
-            _log.debug("handshake_failed", listener=self._name, peer_ip=ip, reason=str(e))
+            _log.info("handshake_failed", listener=self._name, peer_ip=ip, reason=why(e))
         finally:
             self._caps.leave(ip)

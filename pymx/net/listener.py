@@ -125,6 +125,18 @@ def adopted_sockets(environ: Mapping[str, str]) -> dict[str, list[socket.socket]
     return adopted
 
 
+def peer_of(transport: asyncio.BaseTransport) -> tuple[str, int] | None:
+    """Address and port of the other side; ("", 0) on a Unix socket.
+
+    None when it has reset the connection before we looked: uvloop asks the system, which does not know any more. Such a
+    connection may still hold what the peer sent, and without an address it would pass for one of this machine.
+    """
+    peer = transport.get_extra_info("peername")
+    if isinstance(peer, tuple):
+        return str(peer[0]), int(peer[1])
+    return None if isinstance(transport.get_extra_info("sockname"), tuple) else ("", 0)
+
+
 class Caps:
     """How many connections at the same time: in all, and from one address (IPv6: one /64)."""
 

@@ -267,6 +267,13 @@ async def upgrade(
     return upgraded
 
 
+def why(error: Exception) -> str:
+    """Why a handshake failed, for the log: "unsupported protocol", "Connection reset by peer"."""
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.replace("_", " ").lower()
+    return (isinstance(error, OSError) and error.strerror) or str(error) or "the peer hung up"
+
+
 def describe(transport: asyncio.BaseTransport) -> str:
     """ "TLSv1.3 TLS_AES_256_GCM_SHA384", or "" on a connection without TLS."""
     connection = transport.get_extra_info("ssl_object")

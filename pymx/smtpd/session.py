@@ -25,6 +25,7 @@ from aiosmtpd.smtp import SMTP
 from pymx import log, metrics
 from pymx.log import Log
 from pymx.net import tls
+from pymx.net.listener import peer_of
 from pymx.proto.smtp import reply
 from pymx.proto.smtp.reply import Reply, SmtpError
 from pymx.smtpd.handler import SessionFacts, Transaction
@@ -110,8 +111,11 @@ class Session(SMTP):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._connection = cast(asyncio.Transport, transport)  # uvloop's are Transports in all but name
-        peer = transport.get_extra_info("peername")
-        ip, port = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) else ("", 0)
+        peer = peer_of(transport)
+        if peer is None:
+            self._lost = True
+            self._connection.abort()
+        ip, port = peer or ("", 0)
         self.facts = SessionFacts(f"{random.getrandbits(40):010x}", self.engine.listener, ip, port)
         if self.engine.implicit_tls:
             self.facts.tls = tls.describe(transport)
@@ -374,7 +378,7 @@ class Session(SMTP):
         except OSError as e:
             self._connection.abort()
             self._lost = True  # after a failed handshake nobody calls connection_lost
-            raise SessionEnd(None, f"TLS handshake failed: {e}") from None
+            raise SessionEnd(None, f"TLS handshake failed: {tls.why(e)}") from None
         self.facts.tls = tls.describe(self._connection)
         self.facts.helo = ""
         self.facts.esmtp = False
@@ -396,6 +400,8 @@ class Session(SMTP):
 
     async def _greet(self) -> None:
         engine = self.engine
+        if self._lost:
+            raise SessionEnd(None, "connection lost before the greeting")
         metrics.add("smtp_connections")
         if engine.caps is not None:
             if not engine.caps.enter(self.facts.peer_ip):

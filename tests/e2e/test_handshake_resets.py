@@ -1,0 +1,55 @@
+"""The whole server, and clients that reset their connections in every phase of a TLS handshake."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Iterator
+
+import pytest
+from support.appliance import Appliance
+from support.resets import PHASES, UNDER_WAY, reset_at
+from support.wait import wait_for
+
+PORTS = {"smtp": "smtp", "submission": "smtp", "imap": "imap", "submissions": "", "imaps": ""}
+
+
+@pytest.fixture(params=["uvloop", "asyncio"])
+def appliance(request: pytest.FixtureRequest) -> Iterator[Appliance]:
+    server = Appliance(top=f'event_loop = "{request.param}"')
+    server.populate(("alice",))
+    server.start()
+    try:
+        yield server
+        assert server.stop() == 0
+    finally:
+        server.remove()
+
+
+def test_each_reset_is_one_line_and_no_error(appliance: Appliance) -> None:
+    """On 25, 587 and 143 with STARTTLS, on 465 and 993 with TLS from the first octet (RFC 3207, 9051 s. 6.2.1)."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_3  # with 1.2 the server is the last to speak
+    for phase in PHASES:
+        for port, starttls in PORTS.items():
+            reset_at(phase, appliance.ports[port], context, starttls=starttls)
+
+    def count(pattern: str) -> int:
+        return len(re.findall(pattern, appliance.log(), re.MULTILINE))
+
+    early, late = len(("nothing", *UNDER_WAY)), len(PHASES) - len(("nothing", *UNDER_WAY))
+    wait_for(
+        lambda: count("event=(smtp_session|imap_session|handshake_failed)") >= len(PHASES) * len(PORTS),
+        what="a line for each connection",
+    )
+    assert count('event=handshake_failed .*listener=imaps .*reason="Connection reset by peer"') == early
+    assert count('event=handshake_failed .*listener=submissions .*reason="Connection reset by peer"') == early
+    assert count('event=smtp_session .*reason="TLS handshake failed: Connection reset by peer"') == 2 * early
+    assert count('event=imap_session .*reason="TLS handshake failed: Connection reset by peer"') == early
+    assert count('event=smtp_session .*reason="connection lost') == 3 * late
+    log = appliance.log()
+    assert "Traceback" not in log
+    assert "level=error" not in log
+    assert "never retrieved" not in log
