@@ -87,6 +87,7 @@ METRICS: dict[str, Metric] = {
     "tlsa_lookups_failed": _counter("TLSA questions without a usable answer"),
     "sts_fetches": _counter("MTA-STS policies fetched"),
     "sts_fetches_failed": _counter("MTA-STS policies that could not be fetched"),
+    "tls_state_failures": _counter("times that what is known of others' TLS was damaged, or not read or written"),
     # DNS, junk, reports, the server itself
     "dns_questions": _counter("questions to name servers"),
     "dns_failures": _counter("questions without a usable answer"),

@@ -1,8 +1,11 @@
 """What is remembered of other domains' TLS: MTA-STS policies, and the best level that each domain has had.
 
 `<data_dir>/outbound-tls.sqlite`, WAL, synchronous NORMAL: a cache, of which a power cut may take the last seconds. Only
-the process with the queue opens it. A file that can't be read is moved aside and a new one begun: the worst that
-follows is that policies are fetched again.
+the process with the queue opens it. A damaged file is moved aside and a new one begun, whenever it is found out. What
+follows: policies are fetched again, and until then mail goes to their domains as to those never seen before. RFC 8461
+s. 10.2 lives with that for a first contact; but an attacker who can hide the TXT record as well would not meet the old
+policy any more, so it is an error in the log, counted, and told by `pymxctl doctor` as long as the damaged file is
+there.
 
 Every method is one hop into the store's own thread, the first one opens the file. The only error is `StateTrouble`.
 """
@@ -17,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pymx import log
+from pymx import log, metrics
 
 T = TypeVar("T")
 
@@ -70,12 +73,17 @@ class TlsState:
         except sqlite3.OperationalError:
             raise  # full, locked, not to be opened: no reason to give up what is in it
         except sqlite3.DatabaseError as e:
-            damaged = self._path.with_suffix(".damaged")
-            for suffix in ("-wal", "-shm"):
-                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-            self._path.replace(damaged)
-            _log.error("tls_state_damaged", path=str(damaged), reason=str(e))
-            return self._connected()
+            return self._begun_anew(e)
+
+    def _begun_anew(self, error: sqlite3.DatabaseError) -> sqlite3.Connection:
+        """In place of a damaged file, which nobody has open. Raises sqlite3.Error or OSError."""
+        damaged = self._path.with_suffix(".damaged")
+        for suffix in ("-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        self._path.replace(damaged)
+        metrics.add("tls_state_failures")
+        _log.error("tls_state_damaged", path=str(damaged), reason=f"{error}; MTA-STS policies are fetched anew")
+        return self._connected()
 
     def _connected(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
@@ -88,8 +96,23 @@ class TlsState:
             raise
         return db
 
+    def _use(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._db is None:
+            self._db = self._open()
+        try:
+            return work(self._db)
+        except sqlite3.DatabaseError as e:
+            if e.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise
+            self._disconnect()
+            self._db = self._begun_anew(e)
+            return work(self._db)
+
     def _close(self) -> None:
         self._closed = True
+        self._disconnect()
+
+    def _disconnect(self) -> None:
         if self._db is not None:
             self._db.close()
             self._db = None
@@ -99,10 +122,9 @@ class TlsState:
             if self._closed:
                 raise StateTrouble("closed")
             try:
-                if self._db is None:
-                    self._db = self._open()
-                return work(self._db)
+                return self._use(work)
             except (sqlite3.Error, OSError) as e:
+                metrics.add("tls_state_failures")
                 raise StateTrouble(str(e)) from None
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, run)

@@ -496,6 +496,27 @@ async def test_a_user_of_ours_who_is_banned(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("outbound-tls.damaged", "MTA-STS policies of other domains were forgotten"),
+        ("queue/state.sqlite.damaged-20260131T120000-7", "it was rebuilt from the messages"),
+        ("greylist.sqlite.damaged", "what was in it is forgotten"),
+    ],
+)
+async def test_what_was_damaged_and_moved_aside_is_told_until_it_is_gone(rig: Rig, name: str, says: str) -> None:
+    path = rig.directory / name
+    path.parent.mkdir(exist_ok=True)
+    assert not [f for f in await run(services.check, rig) if f.check.startswith("damaged")]
+    path.write_bytes(b"")
+    path.with_name(path.name + "-wal").write_bytes(b"")
+    (finding,) = [f for f in await run(services.check, rig) if f.check.startswith("damaged")]
+    assert finding.severity is Severity.WARN
+    assert f"{path}: the server found it damaged" in finding.sentence
+    assert says in finding.why
+    assert finding.remedy.endswith(f"rm {path}*")
+
+
+@pytest.mark.parametrize(
     ("last", "severity", "sentence"),
     [
         (None, "warn", "no backup was ever made"),

@@ -16,12 +16,13 @@ from support.dns_server import DnsServer, Failure
 from support.policy_server import Page, PolicyServer
 from support.tls import CertificateAuthority, TlsFiles
 
+from pymx import metrics
 from pymx.config.model import Dns
 from pymx.mail.tls_result import TlsResult
 from pymx.mta.deliver import Deliver
 from pymx.mta.sts_policies import StsPolicies
 from pymx.mta.tls_lookup import TlsPolicies
-from pymx.mta.tls_state import TlsState
+from pymx.mta.tls_state import Stored, TlsState
 from pymx.queue.item import Outcome
 from pymx.resolver.resolver import Resolver
 
@@ -410,10 +411,34 @@ async def test_a_store_that_is_no_database_is_put_aside(sender: Sender, scripted
     (sender.directory / "tls.sqlite").stat()
 
 
+async def test_damage_that_shows_only_in_use_is_put_aside_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not a warning at each message for ever: one error, counted, and a new file that works."""
+    path = tmp_path / "tls.sqlite"
+    stored = Stored("far.test", "1", policy(), 1.0, 2.0, 1.0)
+    before = metrics.snapshot().counters.get("tls_state_failures", 0)
+    state = TlsState(path)
+    await state.keep_policy(stored)
+    await state.close()
+    with path.open("r+b") as file:  # the first page still says that it is a database, with these tables
+        file.seek(4096)
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    state = TlsState(path)
+    with caplog.at_level(logging.ERROR, "pymx.mta"):
+        assert await state.policy("far.test") is None
+        await state.keep_policy(stored)
+        assert await state.policy("far.test") == stored
+    await state.close()
+    assert caplog.text.count("tls_state_damaged") == 1
+    assert path.with_suffix(".damaged").exists()
+    assert metrics.snapshot().counters["tls_state_failures"] == before + 1
+
+
 async def test_a_store_that_cannot_be_opened_does_not_stop_mail(sender: Sender, scripted_remote: Start) -> None:
     """Policies are still fetched and followed, only not remembered beyond the process."""
+    before = metrics.snapshot().counters.get("tls_state_failures", 0)
     (sender.directory / "tls.sqlite").mkdir()
     remote = scripted_remote()
     sender.begin(remote.port)
     assert (await sender.send()).result is DEFERRED
     assert len(sender.web.requests) == 1
+    assert metrics.snapshot().counters["tls_state_failures"] > before

@@ -26,6 +26,14 @@ _OLD_S, _VERY_OLD_S = 6 * _HOUR_S, 2 * _DAY_S
 _MANY = 1000
 _BACKUP_S, _NO_BACKUP_S = 2 * _DAY_S, 7 * _DAY_S
 _RSPAMD_S = 5.0
+_DAMAGED_IN = (".", "queue", "events", "reports")
+_DAMAGED = {
+    "outbound-tls.": "MTA-STS policies of other domains were forgotten: until they are fetched again mail to these may "
+    "go unprotected, as to a domain never seen before (RFC 8461 s. 10.2)",
+    "state.sqlite": "it was rebuilt from the messages; holds and the history of attempts are lost",
+    "forwarding.": "bounces to long senders of forwarded mail don't come back",
+    "limits.": "bans and counts are forgotten",
+}
 
 
 def check(subject: Subject) -> Iterator[Finding]:
@@ -42,6 +50,7 @@ def check(subject: Subject) -> Iterator[Finding]:
     yield from _queue(subject)
     yield from _bans(subject)
     yield from _backup(subject)
+    yield from _damaged(subject)
 
 
 def server(subject: Subject) -> Finding:
@@ -145,6 +154,23 @@ def _bans(subject: Subject) -> Iterator[Finding]:
         )
     else:
         yield ok("bans", f"{len(banned)} addresses can't log in now" if banned else "nobody is banned")
+
+
+def _damaged(subject: Subject) -> Iterator[Finding]:
+    """What the server has found damaged, and moved aside to begin anew."""
+    for path in sorted(path for directory in _DAMAGED_IN for path in (subject.data_dir / directory).glob("*.damaged*")):
+        if path.name.endswith(("-wal", "-shm")):
+            continue
+        try:
+            age_s = subject.now - path.stat().st_ctime  # when it got that name
+        except FileNotFoundError:
+            continue
+        yield warn(
+            f"damaged:{path}",
+            f"{path}: the server found it damaged and began anew, {duration(max(age_s, 0))} ago",
+            f"is the disk well (dmesg, smartctl)? then: rm {path}*",
+            next((why for name, why in _DAMAGED.items() if path.name.startswith(name)), "what was in it is forgotten"),
+        )
 
 
 def _backup(subject: Subject) -> Iterator[Finding]:
