@@ -13,7 +13,7 @@ from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from pymx import log
-from pymx.ms import firstsight, folders, morekeywords, subscriptions
+from pymx.ms import firstsight, folders, morekeywords, subscriptions, uidlist
 from pymx.ms.box import FILLING, Box, Home, Row, make_directories
 from pymx.ms.disk import Disk
 from pymx.ms.dovecotplace import Place
@@ -112,6 +112,19 @@ class Account:
         with self.home.index.read() as db:
             found = db.execute("SELECT guid FROM mailbox WHERE name=?", (storage_name(levels),)).fetchone()
         return found[0] if found else ""
+
+    def with_guid(self, guid: str) -> Box | None:
+        """The mailbox that has this GUID by its uidlist, whatever its name is by now."""
+        for levels in self.layout.mailboxes(self.home.root):
+            path = self.layout.path(self.home.root, levels)
+            try:
+                with open(os.path.join(self.home.place.control_of(path, levels), uidlist.NAME), "rb") as file:
+                    found = uidlist.parse_header(file.readline().rstrip(b"\n")).guid
+                if found == guid:
+                    return self.box(levels)
+            except (FileNotFoundError, NoSuchMailbox, uidlist.Damaged):
+                continue
+        return None
 
     def make_inbox(self) -> None:
         """The account's own directory and the mailbox in it."""

@@ -1,8 +1,11 @@
 """COPY and MOVE: hard links under new bases, the source's GUID in the target's uidlist lines.
 
 Links, lines and rows of up to 1,000 messages are one hold of the target; any failure before the commit takes all names
-back. Where links are impossible (EXDEV, EMLINK) the message is copied and synced before the lock is taken. A COPY of
-more messages than one hold takes may fail in the middle, with the first ones there.
+back. Where links are impossible (EXDEV, EMLINK) the message is copied and synced before the lock is taken.
+
+All or none (RFC 9051 s. 6.4.7), also of more messages than one hold takes: what the first holds copied is removed again
+when a later one fails. A target that is renamed meanwhile is followed, since what was copied went along; only a kill
+leaves the first ones there, and a target that was deleted took them with it.
 """
 
 from __future__ import annotations
@@ -10,13 +13,17 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
-from pymx.ms import arrive, letters, names
+from pymx import log
+from pymx.ms import arrive, letters, names, removing
 from pymx.ms.box import Box, Hold
-from pymx.ms.errors import LimitReached, NoSuchMailbox, Unavailable
+from pymx.ms.disk import opened_directory
+from pymx.ms.errors import LimitReached, NoSuchMailbox, StoreError, Unavailable
 from pymx.ms.flagging import HOLD_MESSAGES
-from pymx.ms.index import ARRIVED
+from pymx.ms.index import ARRIVED, IndexTrouble
 from pymx.ms.keys import copy as copy_keys
 from pymx.ms.measure import CHUNK, sizes
 from pymx.ms.rows import MessageRow, select
@@ -26,6 +33,7 @@ _COLUMNS = "id & 4294967295, modseq, flags, keywords, octets, internaldate, in_n
 
 
 _TRIES = 20
+_log = log.get("ms")
 
 
 class _NeedsCopy(Exception):
@@ -36,57 +44,111 @@ class _Moved(Exception):
     """A file is no longer where it was looked up."""
 
 
-def copy(source: Box, target: Box, uids: Sequence[int]) -> tuple[list[int], list[int], tuple[int, int]]:
-    """Source UIDs copied, their UIDs in the target, and the target's uidlist (inode, size) for the told barrier."""
-    old: list[int] = []
-    new: list[int] = []
-    directories: set[bytes] = set()
-    state = (0, 0)
-    for start in range(0, len(uids), HOLD_MESSAGES):
-        for _ in range(_TRIES):
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """COPYUID: sources and targets in the same order."""
+
+    uidvalidity: int
+    source_uids: list[int]
+    target_uids: list[int]
+
+
+@dataclass(slots=True)
+class _Made:
+    """What the holds so far made; files are opened in them, to be synced wherever the mailbox is by then."""
+
+    files: ExitStack
+    uidvalidity: int = 0
+    guid: str = ""
+    old: list[int] = field(default_factory=list)
+    new: list[int] = field(default_factory=list)
+    directories: dict[bytes, int] = field(default_factory=dict)  # path to fd
+    lines: int = -1  # the uidlist, as open in the last hold
+
+    def opened(self, lines: int) -> None:
+        self.close()
+        self.lines = lines
+
+    def close(self) -> None:
+        if self.lines >= 0:
+            os.close(self.lines)
+
+
+def copy(source: Box, target: Box, uids: Sequence[int], find: Callable[[str], Box | None]) -> Copied:
+    """Copy messages, everything on disk and the UIDs told. `find`: the mailbox that has a GUID now."""
+    with ExitStack() as files:
+        made = _Made(files)
+        files.callback(made.close)
+        for start in range(0, len(uids), HOLD_MESSAGES):
+            part = uids[start : start + HOLD_MESSAGES]
             try:
-                copied, made, placed = _copy_part(source, target, uids[start : start + HOLD_MESSAGES], directories)
-            except _Moved:
-                continue  # somebody changed flags or expunged just now: look again
-            break
-        else:
-            raise Unavailable("Mailbox is busy", reason="messages were renamed again and again while they were copied")
-        old += copied
-        new += made
-        state = placed or state
-    for directory in sorted(directories):
+                target = _copy_following(source, target, part, made, find)
+            except (StoreError, OSError, IndexTrouble):
+                _take_back(target, made, find)
+                raise
+        for path, fd in made.directories.items():
+            target.home.disk.fsync_directory(fd, path)
+        if made.new:
+            state = os.fstat(made.lines)
+            target.tell(state.st_ino, state.st_size, made.lines)
+            if not os.path.isdir(target.cur) and find(made.guid) is None:
+                raise NoSuchMailbox(f"Mailbox {target.name} does not exist any more")
+        return Copied(made.uidvalidity, made.old, made.new)
+
+
+def _copy_following(
+    source: Box, target: Box, uids: Sequence[int], made: _Made, find: Callable[[str], Box | None]
+) -> Box:
+    """One hold's messages; the target, which may have another name than at the last hold."""
+    for _ in range(_TRIES):
         try:
-            target.home.disk.sync_directory(directory)
-        except FileNotFoundError:
-            raise NoSuchMailbox(f"Mailbox {target.name} does not exist any more") from None
-    return old, new, state
+            _copy_part(source, target, uids, made)
+        except _Moved:
+            continue  # somebody changed flags or expunged just now: look again
+        except NoSuchMailbox:
+            renamed = find(made.guid) if made.guid else None
+            if renamed is None or renamed.levels == target.levels:
+                raise
+            target = renamed
+            continue
+        return target
+    raise Unavailable("Mailbox is busy", reason="messages were renamed again and again while they were copied")
 
 
-def _copy_part(
-    source: Box, target: Box, uids: Sequence[int], directories: set[bytes]
-) -> tuple[list[int], list[int], tuple[int, int] | None]:
+def _take_back(target: Box, made: _Made, find: Callable[[str], Box | None]) -> None:
+    """Remove what was copied; if that fails too, it is logged, and the copies stay."""
+    if not made.new:
+        return
+    try:
+        there = find(made.guid)
+        if there is not None:
+            removing.expunge(there, made.new, only_deleted=False)
+    except (StoreError, OSError, IndexTrouble) as error:
+        _log.warning("copies_left", mailbox=target.name, count=len(made.new), error=str(error))
+
+
+def _copy_part(source: Box, target: Box, uids: Sequence[int], made: _Made) -> None:
     """As `copy`, in one hold, all or none. Raises _Moved."""
     with source.home.index.snapshot() as db:
         row = source.row(db)
         if row is None:
-            return [], [], None
+            raise Unavailable("Mailbox is busy", reason="what is copied from was renamed or deleted just now")
         found = select(db, row.low, uids, columns=_COLUMNS)
         known = letters.keyword_names(db, row)
         low = row.low
     there, paths = _located(source, found)
     if not there:
-        return [], [], None
+        return
     try:
-        made, state = _place(target, there, paths, known, low, directories)
+        _place(target, there, paths, known, low, made)
     except _NeedsCopy:
         copies: list[bytes] = []
         try:
             copies += (_duplicate(target, path) for path in paths)
-            made, state = _place(target, there, copies, known, low, directories)
+            _place(target, there, copies, known, low, made)
         finally:
             for path in copies:
                 target.home.disk.unlink(path)
-    return [row[0] for row in there], made, state
 
 
 def _located(source: Box, found: list[MessageRow]) -> tuple[list[MessageRow], list[bytes]]:
@@ -112,10 +174,12 @@ def _path(box: Box, row: MessageRow) -> bytes:
 
 
 def _place(
-    target: Box, found: list[MessageRow], paths: list[bytes], known: list[str], source_low: int, directories: set[bytes]
-) -> tuple[list[int], tuple[int, int]]:
+    target: Box, found: list[MessageRow], paths: list[bytes], known: list[str], source_low: int, made: _Made
+) -> None:
     with Hold(target) as hold:
         row = hold.row
+        if made.guid and made.guid != row.guid:
+            raise NoSuchMailbox(f"Mailbox {target.name} was replaced by another one")
         first = row.uidnext
         if first + len(found) > MAX_UID:
             raise LimitReached("Mailbox is out of UIDs")
@@ -138,7 +202,8 @@ def _place(
             name = base if in_new else names.with_flags(base, flags, letters_here)
             directory = target.new if in_new else target.cur
             _link(hold, path, os.path.join(directory, name))
-            directories.add(directory)
+            if directory not in made.directories:
+                made.directories[directory] = made.files.enter_context(opened_directory(directory))
             guid_text = keys[2:].decode("utf-8", "replace") or None
             rows.append(
                 (row.low | uid, modseq, flags, letters_here, message[4], message[5], now, int(in_new), name, guid_text)
@@ -148,14 +213,16 @@ def _place(
             "INSERT OR REPLACE INTO rendered(id, envelope, bodystructure, preview)"
             " SELECT ?, envelope, bodystructure, preview"
             " FROM rendered WHERE id=?",
-            [(made[0], source_low | message[0]) for made, message in zip(rows, found, strict=True)],
+            [(row[0], source_low | message[0]) for row, message in zip(rows, found, strict=True)],
         )
-        copy_keys(hold.db, [(source_low | message[0], made[0]) for made, message in zip(rows, found, strict=True)])
+        copy_keys(hold.db, [(source_low | message[0], row[0]) for row, message in zip(rows, found, strict=True)])
         uids = [record[0] for record in records]
         hold.record_change(uids, ARRIVED)
         arrive.count(hold, rows)
-        state = os.stat(target.uidlist)
-        return uids, (state.st_ino, state.st_size)
+        made.opened(os.open(target.uidlist, os.O_RDONLY | os.O_CLOEXEC))
+    made.uidvalidity, made.guid = row.uidvalidity, row.guid
+    made.old += [message[0] for message in found]
+    made.new += uids
 
 
 def _size(path: bytes) -> int:

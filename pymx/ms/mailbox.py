@@ -34,6 +34,7 @@ from pymx.ms import (
 from pymx.ms.account import Account
 from pymx.ms.box import FILLING, Box
 from pymx.ms.change import Change
+from pymx.ms.copying import Copied
 from pymx.ms.errors import NoSuchMailbox, ReadOnly, Stopped
 from pymx.ms.index import FLAGGED
 from pymx.ms.measure import to_wire, wire_chunks, wire_size
@@ -66,15 +67,6 @@ class Stored:
 
     rows: list[MessageRow]
     modified: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Copied:
-    """COPYUID: sources and targets in the same order."""
-
-    uidvalidity: int
-    source_uids: list[int]
-    target_uids: list[int]
 
 
 def mailbox_id(guid: str) -> str:
@@ -475,12 +467,7 @@ class Mailbox:
     def _copy(self, account: Account, uids: Sequence[int], target: str) -> Copied:
         box = account.box(self._store.levels(target))
         box.refresh()
-        old, new, state = copying.copy(self._box, box, uids)
-        if new:
-            box.tell(*state)
-        with box.home.index.read() as db:
-            row = box.row(db)
-        return Copied(row.uidvalidity if row else 0, old, new)
+        return copying.copy(self._box, box, uids, account.with_guid)
 
     async def move(self, uids: Sequence[int], target: str) -> Copied:
         """MOVE: copied and synced, then removed here (RFC 6851). A crash between leaves both, never neither."""
@@ -489,7 +476,12 @@ class Mailbox:
         def move(account: Account) -> tuple[Copied, Change | None]:
             uses = self._uses(account, target)
             copied = self._copy(account, uids, target)
-            removing.expunge(self._box, copied.source_uids, only_deleted=False)
+            try:
+                removing.expunge(self._box, copied.source_uids, only_deleted=False)
+            except NoSuchMailbox:  # renamed just now, or deleted with all that was in it
+                renamed = account.with_guid(self._guid)
+                if renamed is not None:
+                    removing.expunge(renamed, copied.source_uids, only_deleted=False)
             return copied, self._change(copied, target, uses)
 
         copied, change = await self._run(move, bulk=len(uids) > _BULK_MESSAGES)

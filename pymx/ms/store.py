@@ -483,8 +483,8 @@ class Store:
             row = delivering.told_row(inbox)
             with account.home.index.read() as db:
                 uids = inbox.views.full(db, row)
-            moved, _, _ = copying.copy(inbox, account.box(after), uids)
-            removing.expunge(inbox, moved, only_deleted=False)
+            moved = copying.copy(inbox, account.box(after), uids, account.with_guid)
+            removing.expunge(inbox, moved.source_uids, only_deleted=False)
 
         await self.run(owner, rename, bulk=before == INBOX)
 

@@ -211,9 +211,8 @@ def do_copy(there: Account, disk: Recorder) -> None:
     found = uids(there, INBOX)
     source, target = there.box(INBOX), there.box(BOX)
     delivering.told_row(target)
-    _, new, state = copying.copy(source, target, list(found.values()))
-    target.tell(*state)
-    value = delivering.told_row(target).uidvalidity
+    copied = copying.copy(source, target, list(found.values()), there.with_guid)
+    value, new = copied.uidvalidity, copied.target_uids
     for token, uid in zip(found, new, strict=True):
         disk.ack(Stored(token, (BOX,)))
         disk.ack(Told(BOX, value, uid, token))
@@ -227,9 +226,8 @@ def do_move(there: Account, disk: Recorder) -> None:
     found = uids(there, INBOX)
     source, target = there.box(INBOX), there.box(BOX)
     delivering.told_row(target)
-    old, new, state = copying.copy(source, target, list(found.values()))
-    target.tell(*state)
-    value = delivering.told_row(target).uidvalidity
+    copied = copying.copy(source, target, list(found.values()), there.with_guid)
+    value, old, new = copied.uidvalidity, copied.source_uids, copied.target_uids
     for token in found:
         disk.ack(Stored(token, (INBOX, BOX)))
         disk.ack(Going(token, INBOX))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from ms_scenarios import BOX, INBOX, LAYOUT, account, content, uids
+from ms_support import OWNER, deliver, look, maildir, new_store
 
 from pymx.ms import appending, copying, delivering, folders
 from pymx.ms.account import Account
@@ -80,12 +82,131 @@ def test_an_append_goes_along_and_is_on_disk(there: Account, disk: Interrupted) 
     there.close()
 
 
-def test_a_copy_into_what_is_gone_says_so(there: Account) -> None:
-    """NO [TRYCREATE], not a trouble of the server's."""
-    source = there.box(INBOX)
-    with pytest.raises(NoSuchMailbox):
-        copying.copy(source, there.box(BOX), list(uids(there, INBOX).values()))
+def copy(there: Account) -> copying.Copied:
+    """All that is in INBOX to Box."""
+    return copying.copy(there.box(INBOX), there.box(BOX), sorted(uids(there, INBOX).values()), there.with_guid)
+
+
+def after_commits(there: Account, work: Callable[[], None], number: int) -> None:
+    """Have `work` done once, when this number of commits was told of."""
+    told: list[int] = []
+
+    def changed(guid: str, modseq: int) -> None:
+        told.append(modseq)
+        if len(told) == number:
+            work()
+
+    object.__setattr__(there.home, "changed", changed)
+
+
+def test_a_copy_goes_along_and_is_on_disk(there: Account, disk: Interrupted) -> None:
+    """A client that hears NO copies once more, and has everything twice."""
+    copied = copy(there)
+    assert [path.rsplit(b"/", 2)[1:] for path in disk.synced[-2:]] == [
+        [b".Other", b"new"],
+        [b".Other", b"dovecot-uidlist"],
+    ]
+    assert uids(there, OTHER) == {"old": copied.target_uids[0]}
+    assert delivering.told_row(there.box(OTHER)).uidvalidity == copied.uidvalidity
     there.close()
+
+
+def test_a_copy_into_what_is_deleted_says_so(there: Account, disk: Interrupted, tmp_path: Path) -> None:
+    """NO [TRYCREATE], not a trouble of the server's; a MOVE keeps its messages."""
+    other = account(os.fsencode(tmp_path / "alice"), Disk(), "boot")
+    disk.meanwhile = lambda: folders.delete(other.home, LAYOUT, BOX)
+    with pytest.raises(NoSuchMailbox):
+        copy(there)
+    there.close()
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["renamed", "another made in its place"])
+@pytest.mark.parametrize("hold", [1, 2])
+def test_a_copy_of_many_follows_the_mailbox(
+    there: Account, disk: Interrupted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hold: int, again: bool
+) -> None:
+    """The rest goes to where the first ones are."""
+    disk.meanwhile = None
+    monkeypatch.setattr(copying, "HOLD_MESSAGES", 1)
+    for token in ("b", "c"):
+        delivering.deliver(there.box(INBOX), content(token), 0, None)
+    there.box(INBOX).refresh()
+    other = account(os.fsencode(tmp_path / "alice"), Disk(), "boot")
+
+    def rename() -> None:
+        folders.rename(other.home, LAYOUT, BOX, OTHER)
+        if again:
+            folders.create(other.home, LAYOUT, BOX, "")
+
+    after_commits(there, rename, hold)
+    copied = copy(there)
+    found = uids(there, OTHER)
+    assert found.keys() == {"old", "b", "c"}
+    assert sorted(found.values()) == copied.target_uids
+    assert delivering.told_row(there.box(OTHER)).uidvalidity == copied.uidvalidity
+    if again:
+        assert uids(there, BOX) == {}
+    other.close()
+    there.close()
+
+
+class Full(Disk):
+    """No room any more, from some line of a uidlist on."""
+
+    lines_left = 1000
+
+    def append(self, fd: int, data: bytes) -> None:
+        if not self.lines_left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.lines_left -= 1
+        super().append(fd, data)
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_copy_that_fails_half_way_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed: bool
+) -> None:
+    """RFC 9051 s. 6.4.7: the destination is restored to its state before the COPY, wherever it is by then."""
+    root, disk = os.fsencode(tmp_path / "alice"), Full()
+    there, other = account(root, disk, "boot"), account(root, Disk(), "boot")
+    there.make_inbox()
+    folders.create(there.home, LAYOUT, BOX, "")
+    delivering.deliver(there.box(BOX), content("kept"), 0, None)
+    for token in ("a", "b", "c"):
+        delivering.deliver(there.box(INBOX), content(token), 0, None)
+    for place in (INBOX, BOX):
+        there.box(place).refresh()
+    monkeypatch.setattr(copying, "HOLD_MESSAGES", 1)
+    disk.lines_left = 2
+    if renamed:
+        after_commits(there, lambda: folders.rename(other.home, LAYOUT, BOX, OTHER), 2)
+    with pytest.raises(OSError, match="No space"):
+        copy(there)
+    assert uids(there, OTHER if renamed else BOX).keys() == {"kept"}
+    assert uids(there, INBOX).keys() == {"a", "b", "c"}
+    other.close()
+    there.close()
+
+
+async def test_a_move_from_what_is_renamed_meanwhile_moves(tmp_path: Path) -> None:
+    """NO would leave both, and the client moves once more."""
+    store = new_store(tmp_path)
+    await store.start()
+    await store.create(OWNER, "Box")
+    await store.create(OWNER, "Target")
+    (uid,) = await deliver(store, "a", mailbox="Box")
+    mailbox = await store.open(OWNER, "Box", read_only=False)
+    await store.status(OWNER, "Target")
+    root = os.fsencode(maildir(tmp_path))
+    other = account(root, Disk(), "")
+    after_commits(store._account(OWNER), lambda: folders.rename(other.home, LAYOUT, BOX, OTHER), 1)
+    copied = await mailbox.move([uid], "Target")
+    assert copied.source_uids == [uid]
+    assert list((await look(store, "Target")).values()) == ["a"]
+    assert await look(store, "Other") == {}
+    mailbox.close()
+    other.close()
+    await store.close()
 
 
 def test_a_mailbox_deleted_before_its_uidnext_is_told_is_gone(

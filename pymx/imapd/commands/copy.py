@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pymx.imapd.client import Client
 from pymx.imapd.trouble import refusal
+from pymx.ms.copying import Copied
 from pymx.ms.errors import NoSuchMailbox
-from pymx.ms.mailbox import Copied
 from pymx.proto.imap.commands.copy import CopyTo
 from pymx.proto.imap.errors import No
 from pymx.proto.imap.sequence import runs
