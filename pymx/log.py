@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import json
 import logging
-import logging.handlers
-import queue
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
 _QUEUE_LENGTH = 20_000
+_GATHER_S = 0.05
+_MAX_TOGETHER = 500  # lines in one write
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/@<>+,*[]()%#&;!?~^|")
 
 Value = object
@@ -76,7 +78,15 @@ class Log:
         if level >= logging.INFO:
             for take in _taps:
                 take(level, self._logger.name[5:], event, merged)
-        self._logger.log(level, event, extra={"fields": merged}, exc_info=trace)
+        if self._logger.isEnabledFor(level):
+            self._logger.handle(_record(self._logger.name, level, event, merged, trace=trace))
+
+
+def _record(name: str, level: int, event: str, fields: Mapping[str, Value], *, trace: bool) -> logging.LogRecord:
+    """As a logger would make it, without looking for the caller's line: the event names its place."""
+    record = logging.LogRecord(name, level, "", 0, event, None, sys.exc_info() if trace else None)
+    record.fields = fields
+    return record
 
 
 def get(room: str) -> Log:
@@ -131,59 +141,102 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(out, default=str)
 
 
-class _DroppingQueueHandler(logging.handlers.QueueHandler):
-    """Puts records on a bounded queue; when it is full the record is dropped and counted."""
+class _Writer(logging.Handler):
+    """Takes records without waiting; a thread formats what has gathered and writes it in one piece.
 
-    def __init__(self, records: queue.Queue[logging.LogRecord]) -> None:
-        super().__init__(records)
-        self.dropped = 0
+    The first line after a pause is written at once, those behind it at most `_GATHER_S` later: a busy server would
+    else wake the thread, and hand the interpreter to it, for each line. When `_QUEUE_LENGTH` wait, records are
+    dropped and counted.
+    """
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        return record  # same process: no pickling, and exc_info must reach the formatter
+    def __init__(self, formatter: logging.Formatter, stream: TextIO) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self._stream = stream
+        self._waiting: deque[logging.LogRecord] = deque()
+        self._dropped = 0
+        self._due = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
 
-    def enqueue(self, record: logging.LogRecord) -> None:
-        try:
-            self.queue.put_nowait(record)
-        except queue.Full:
-            self.dropped += 1
+    def createLock(self) -> None:
+        self.lock = None  # appending to a deque needs none
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self._waiting) >= _QUEUE_LENGTH:
+            self._dropped += 1
             return
-        if self.dropped:
-            lost, self.dropped = self.dropped, 0
-            logging.getLogger("pymx.log").warning("log_records_dropped", extra={"fields": {"count": lost}})
+        self._waiting.append(record)
+        if not self._due.is_set():
+            self._due.set()
+
+    def stop(self) -> None:
+        """Write what waits and end the thread. Blocking."""
+        self._stopping.set()
+        self._due.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._due.wait()
+            self._due.clear()
+            self._write()
+            self._stopping.wait(_GATHER_S)
+        self._write()
+
+    def _write(self) -> None:
+        while self._waiting:
+            lines: list[str] = []
+            while self._waiting and len(lines) < _MAX_TOGETHER:
+                record = self._waiting.popleft()
+                try:
+                    lines.append(self.format(record) + "\n")
+                except Exception:  # a bad line must not end the log
+                    self.handleError(record)
+            try:
+                self._stream.write("".join(lines))
+                self._stream.flush()
+            except OSError:  # there is no other place to say it than here, later
+                self._dropped += len(lines)
+                continue
+            if lost := self._dropped:
+                self._dropped = 0
+                self._waiting.append(  # even if it is full again
+                    _record("pymx.log", logging.WARNING, "log_records_dropped", {"count": lost}, trace=False)
+                )
 
 
 class Logging:
     """The running log: `stop()` writes what is queued and ends the thread."""
 
-    def __init__(self, listener: logging.handlers.QueueListener) -> None:
-        self._listener = listener
+    def __init__(self, writer: _Writer) -> None:
+        self._writer = writer
 
     def stop(self) -> None:
-        self._listener.stop()
+        self._writer.stop()
 
 
 def setup(
     *, level: str = "info", form: str = "logfmt", timestamps: bool = True, stream: TextIO | None = None
 ) -> Logging:
     """Start logging to `stream` (standard error). Call once per process, after a fork: it starts a thread."""
-    records: queue.Queue[logging.LogRecord] = queue.Queue(_QUEUE_LENGTH)
-    _install(_DroppingQueueHandler(records), level)
-    listener = logging.handlers.QueueListener(records, _output(form, timestamps, stream))
-    listener.start()
-    return Logging(listener)
+    writer = _Writer(_formatter(form, timestamps), stream or sys.stderr)
+    _install(writer, level)
+    return Logging(writer)
 
 
 def setup_without_thread(
     *, level: str = "info", form: str = "logfmt", timestamps: bool = True, stream: TextIO | None = None
 ) -> None:
     """Log from the calling thread: for a process that forks and therefore has no threads, and says little."""
-    _install(_output(form, timestamps, stream), level)
-
-
-def _output(form: str, timestamps: bool, stream: TextIO | None) -> logging.Handler:
     out = logging.StreamHandler(stream or sys.stderr)
-    out.setFormatter(JsonFormatter() if form == "json" else LogfmtFormatter(timestamps=timestamps))
-    return out
+    out.setFormatter(_formatter(form, timestamps))
+    _install(out, level)
+
+
+def _formatter(form: str, timestamps: bool) -> logging.Formatter:
+    return JsonFormatter() if form == "json" else LogfmtFormatter(timestamps=timestamps)
 
 
 def _install(handler: logging.Handler, level: str) -> None:
