@@ -4,6 +4,9 @@ A ban is for guessing: what counts are *different* wrong passwords, so a phone t
 answered slowly. Whoever logged in to an account from an address lately is never kept from it there, whatever else comes
 from that address, and wrong passwords for it don't count; at other accounts the address counts as anyone's.
 
+Who has an IPv6 /48 has 65,536 /64s to guess from, so what counts is counted once more per /48, with a limit of its own:
+then the whole /48 is banned, but for accounts that were logged in to from anywhere in it lately.
+
 A ban lasts `first_s`, each further one of the same address twice as long as the last, never longer than `max_s`. An
 address that was quiet for `FORGIVEN_S` after its ban begins anew.
 """
@@ -28,6 +31,7 @@ class Rules:
     """`[limits]`, in seconds."""
 
     ban_after: int
+    site_ban_after: int
     window_s: float
     first_s: float
     max_s: float
@@ -38,6 +42,7 @@ class Rules:
     def of(cls, settings: Limits) -> Rules:
         return cls(
             ban_after=settings.ban_after,
+            site_ban_after=settings.ban_after_ipv6_48,
             window_s=settings.ban_window_s,
             first_s=settings.ban_first_s,
             max_s=settings.ban_max_s,
@@ -48,6 +53,10 @@ class Rules:
     def earns_ban(self, distinct: int) -> bool:
         """`distinct`: different wrong passwords from an address that count, within the window."""
         return 0 < self.ban_after <= distinct
+
+    def earns_site_ban(self, distinct: int) -> bool:
+        """The same for an IPv6 /48."""
+        return 0 < self.site_ban_after <= distinct
 
     def ban_s(self, level: int) -> float:
         """How long the ban lasts that comes after `level` others."""

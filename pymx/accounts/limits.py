@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pymx import log, metrics
 from pymx.accounts.banrules import Rules, account_key
 from pymx.accounts.counters import Counters, LimitsUnavailable
-from pymx.accounts.limitstate import Ban, Failed, LimitState
+from pymx.accounts.limitstate import Ban, LimitState
 from pymx.config.model import Limits
-from pymx.mail.peer import Networks, counted_network
+from pymx.mail.peer import Networks, counted_network, site_network
 
 _LOOK_EVERY_S = 1.0
 _NOTE_AGAIN_S = 3600.0  # a good login is written down at most this often
@@ -122,7 +122,7 @@ class LoginLimits:
         if not network:
             return None
         now = self._counters.clock()
-        ban = self._shut.get(network)
+        ban = self._shut.get(network) or self._shut.get(site_network(network))
         if ban is None:
             ban = next((ban for networks, ban in self._wide if peer_ip in networks), None)
         return ban if ban is not None and now < ban.until_s else None
@@ -171,7 +171,9 @@ class LoginLimits:
             self._counters.complain(e.reason)
             return 0.0
         if failed.ban is not None:
-            self._record(failed.ban, failed, peer_ip)
+            self._record(failed.ban, failed.distinct, peer_ip)
+        if failed.site_ban is not None:
+            self._record(failed.site_ban, failed.distinct_in_site, peer_ip)
         return self._rules.wait_s(failed.times, failed.account_guesses)
 
     async def succeeded(self, standing: Standing, login: str) -> None:
@@ -203,14 +205,14 @@ class LoginLimits:
         finally:
             self._slowed -= 1
 
-    def _record(self, ban: Ban, failed: Failed, peer_ip: str) -> None:
+    def _record(self, ban: Ban, distinct: int, peer_ip: str) -> None:
         metrics.add("addresses_banned")
         self._log.warning(
             "address_banned",
             network=ban.network,
             exempt=len(ban.accounts),
             peer_ip=peer_ip,
-            count=failed.distinct,
+            count=distinct,
             duration_s=round(ban.until_s - ban.since_s),
             reason=ban.reason,
         )

@@ -4,7 +4,8 @@
 last second, which is no loss worth a sync per login. Blocking: only a thread of its own and pymxctl call it.
 
     guess    one row per network, account and wrong password (16 bits of an HMAC under a key of this file)
-    login    when an account was last logged in to from a network
+    login    when an account was last logged in to from a network; of an IPv6 /64, guess and login have a second row
+             for its /48
     ban      one row per network that is or was banned; `level` counts its bans
     rate     connections, messages, recipients of a network, by minute or hour
     sent     messages and new recipients of an account, by hour
@@ -23,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
-import ipaddress
 import random
 import secrets
 import sqlite3
@@ -34,7 +34,7 @@ from pathlib import Path
 
 from pymx.accounts.banrules import FORGIVEN_S, Rules, tag
 from pymx.accounts.sqlitefile import make, to_wal
-from pymx.mail.peer import peer_address
+from pymx.mail.peer import is_within, site_network
 
 FILE_NAME = "limits.sqlite"
 LimitStateError = sqlite3.Error
@@ -96,12 +96,14 @@ class Ban:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """What a wrong password leads to. `ban` is the ban that it earned, if it did."""
+    """What a wrong password leads to. `ban` is the ban that it earned, if it did, `site_ban` that of its IPv6 /48."""
 
     times: int  # wrong passwords of the network within the window, repeated ones too
     distinct: int  # those that count for a ban
     account_guesses: int
     ban: Ban | None
+    distinct_in_site: int = 0
+    site_ban: Ban | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +187,11 @@ class LimitState:
         """The ban that keeps this network from this account; None when it may try."""
         if self.knows(network, account, now):
             return self._manual_ban(network, now)
-        return self._ban(network, now)
+        ban = self._ban(network, now)
+        site = site_network(network)
+        if ban is None and site and not self.knows(site, account, now):
+            ban = self._ban(site, now)
+        return ban
 
     def knows(self, network: str, account: str, now: float) -> bool:
         """Was the account logged in to from there lately?"""
@@ -196,29 +202,42 @@ class LimitState:
         return found.fetchone() is not None
 
     def succeeded(self, network: str, account: str, now: float) -> None:
-        self._db.execute("INSERT OR REPLACE INTO login VALUES (?, ?, ?)", (network, account, now))
+        for counted in filter(None, (network, site_network(network))):
+            self._db.execute("INSERT OR REPLACE INTO login VALUES (?, ?, ?)", (counted, account, now))
 
     def failed(self, network: str, account: str, password: str, now: float, *, is_guess: bool = True) -> Failed:
-        """Note a wrong password, and ban the network if it was one too many."""
+        """Note a wrong password, and ban the network, or its IPv6 /48, if it was one too many."""
+        since = now - self.rules.window_s
+        mark = tag(self._key, account, password) if is_guess else _NO_GUESS
+        self._note_guess(network, account, mark, now)
+        times = self._count("SELECT sum(times) FROM guess WHERE network = ? AND last_s > ?", network, since)
+        from_everywhere = self._count(
+            "SELECT count(*) FROM guess WHERE account = ? AND tag >= 0 AND last_s > ? AND network NOT LIKE '%/48'",
+            account, since,
+        )  # fmt: skip
+        distinct = self.counted(network, now)
+        ban = self._earned(network, distinct, now) if self.rules.earns_ban(distinct) else None
+        site = site_network(network)
+        if not site or not is_guess:
+            return Failed(times, distinct, from_everywhere, ban)
+        self._note_guess(site, account, mark, now)
+        in_site = self.counted(site, now)
+        site_ban = self._earned(site, in_site, now) if self.rules.earns_site_ban(in_site) else None
+        return Failed(times, distinct, from_everywhere, ban, in_site, site_ban)
+
+    def _note_guess(self, network: str, account: str, mark: int, now: float) -> None:
         since = now - self.rules.window_s
         self._db.execute(
             "INSERT INTO guess VALUES (?, ?, ?, ?, ?, 1) ON CONFLICT DO UPDATE SET "
             "times = CASE WHEN last_s > ? THEN times + 1 ELSE 1 END, "
             "first_s = CASE WHEN last_s > ? THEN first_s ELSE excluded.first_s END, last_s = excluded.last_s",
-            (network, account, tag(self._key, account, password) if is_guess else _NO_GUESS, now, now, since, since),
+            (network, account, mark, now, now, since, since),
         )
-        times = self._count("SELECT sum(times) FROM guess WHERE network = ? AND last_s > ?", network, since)
-        from_everywhere = self._count(
-            "SELECT count(*) FROM guess WHERE account = ? AND tag >= 0 AND last_s > ?", account, since
-        )
-        values = {"network": network, "since": since, "good": now - self.rules.good_s}
-        distinct = int(self._db.execute(f"SELECT count(*) {_COUNTED}", values).fetchone()[0])
-        ban = self._earned(network, distinct, now, values) if self.rules.earns_ban(distinct) else None
-        return Failed(times, distinct, from_everywhere, ban)
 
-    def _earned(self, network: str, distinct: int, now: float, values: dict[str, object]) -> Ban | None:
+    def _earned(self, network: str, distinct: int, now: float) -> Ban | None:
         if self._ban(network, now) is not None:
             return None  # by another process, while the password was checked
+        values = self._values(network, now)
         rows = self._db.execute(f"SELECT account {_COUNTED} GROUP BY account ORDER BY count(*) DESC", values).fetchall()
         before = self._db.execute("SELECT level, until_s FROM ban WHERE network = ?", (network,)).fetchone()
         level = 0 if before is None or before[1] + FORGIVEN_S < now else int(before[0])
@@ -254,7 +273,8 @@ class LimitState:
 
     def ban_on(self, network: str, now: float) -> Ban | None:
         """The ban in force on a network, whoever may log in all the same."""
-        return self._ban(network, now)
+        site = site_network(network)
+        return self._ban(network, now) or (self._ban(site, now) if site else None)
 
     def former_ban(self, network: str) -> Ban | None:
         """The last ban of a network, over or not."""
@@ -274,7 +294,7 @@ class LimitState:
     def _manual_ban(self, network: str, now: float) -> Ban | None:
         """A ban by the administrator, who may have meant a whole network."""
         rows = self._db.execute("SELECT * FROM ban WHERE manual = 1 AND until_s > ?", (now,)).fetchall()
-        return next((self._read(row, now) for row in rows if _within(network, str(row[0]))), None)
+        return next((self._read(row, now) for row in rows if is_within(network, str(row[0]))), None)
 
     def _read(self, row: Sequence[object], now: float) -> Ban:
         network, since_s, until_s, level, manual, reason = row
@@ -301,21 +321,24 @@ class LimitState:
         """Wrong passwords within the window, of a network or for an account; the last ones first."""
         rows = self._db.execute(
             "SELECT network, account, count(*), sum(times), min(first_s), max(last_s) FROM guess "
-            "WHERE (network = ? OR account = ?) AND last_s > ? GROUP BY network, account ORDER BY max(last_s) DESC",
+            "WHERE (network = ? OR account = ? AND network NOT LIKE '%/48') AND last_s > ? "
+            "GROUP BY network, account ORDER BY max(last_s) DESC",
             (network, account, now - self.rules.window_s),
         )
         return [Guesses(*row) for row in rows]
 
     def counted(self, network: str, now: float) -> int:
         """How many different wrong passwords of a network count for its next ban."""
-        values = {"network": network, "since": now - self.rules.window_s, "good": now - self.rules.good_s}
-        return int(self._db.execute(f"SELECT count(*) {_COUNTED}", values).fetchone()[0])
+        return int(self._db.execute(f"SELECT count(*) {_COUNTED}", self._values(network, now)).fetchone()[0])
+
+    def _values(self, network: str, now: float) -> dict[str, object]:
+        return {"network": network, "since": now - self.rules.window_s, "good": now - self.rules.good_s}
 
     def logins(self, *, network: str = "", account: str = "", now: float) -> list[tuple[str, str, float]]:
         """(network, account, when) of good logins that still count."""
         rows = self._db.execute(
-            "SELECT network, account, last_s FROM login WHERE (network = ? OR account = ?) AND last_s > ? "
-            "ORDER BY last_s DESC",
+            "SELECT network, account, last_s FROM login "
+            "WHERE (network = ? OR account = ? AND network NOT LIKE '%/48') AND last_s > ? ORDER BY last_s DESC",
             (network, account, now - self.rules.good_s),
         )
         return [(str(n), str(a), float(s)) for n, a, s in rows]
@@ -459,32 +482,3 @@ def _move_aside(path: Path) -> Path:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     path.replace(aside)
     return aside
-
-
-def _within(network: str, wide: str) -> bool:
-    """Is what a peer is counted by in a network that the administrator named?"""
-    inner, outer = ipaddress.ip_network(network, strict=False), ipaddress.ip_network(wide, strict=False)
-    if isinstance(inner, ipaddress.IPv4Network) and isinstance(outer, ipaddress.IPv4Network):
-        return inner.subnet_of(outer)
-    if isinstance(inner, ipaddress.IPv6Network) and isinstance(outer, ipaddress.IPv6Network):
-        return inner.subnet_of(outer)
-    return False
-
-
-def named_network(text: str) -> str:
-    """An address or network as an administrator writes it, in the form that bans are kept under. Raises ValueError.
-
-    An IPv6 address, or a network within one /64, stands for its /64.
-    """
-    if "/" not in text:
-        address = peer_address(text.strip("[]"))
-        network = ipaddress.ip_network(address) if address.version == 4 else _slash_64(address)
-    else:
-        network = ipaddress.ip_network(text, strict=False)
-        if network.version == 6 and network.prefixlen > 64:
-            network = _slash_64(network.network_address)
-    return str(network.network_address) if network.version == 4 and network.prefixlen == 32 else str(network)
-
-
-def _slash_64(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv6Network:
-    return ipaddress.IPv6Network((int(address) >> 64 << 64, 64))

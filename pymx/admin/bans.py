@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pymx.accounts.banrules import FORGIVEN_S, Rules, account_key
-from pymx.accounts.limitstate import FILE_NAME, Ban, Guesses, LimitState, LimitStateError, named_network
+from pymx.accounts.limitstate import FILE_NAME, Ban, Guesses, LimitState, LimitStateError
 from pymx.admin.context import Context, CtlError, Exit
-from pymx.mail.peer import Networks
+from pymx.mail.peer import Networks, named_network
 
 _DURATION = re.compile(r"(\d+)([smhdw])\Z")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}

@@ -102,7 +102,9 @@ class Tls(Struct, forbid_unknown_fields=True, frozen=True):
     private_key: Annotated[str, _doc("PEM file with its key")] = ""
     minimum: Annotated[Literal["1.2", "1.3"], _doc("lowest TLS version")] = "1.2"
     max_handshakes: Annotated[Positive, _doc("handshakes in progress, per process and implicit-TLS listener")] = 500
-    max_handshakes_per_ip: Annotated[Positive, _doc("of them from one address (IPv6: one /64)")] = 50
+    max_handshakes_per_ip: Annotated[
+        Positive, _doc("of them from one address (IPv6: one /64; a /48: 4 times as many)")
+    ] = 50
 
 
 class Acme(Struct, forbid_unknown_fields=True, frozen=True):
@@ -138,7 +140,9 @@ class Smtp(Struct, forbid_unknown_fields=True, frozen=True):
 
     listen: Annotated[list[str], _doc("addresses")] = field(default_factory=lambda: ["0.0.0.0:25", "[::]:25"])
     max_connections: Annotated[Positive, _doc("sessions at the same time, per process and listener")] = 500
-    max_connections_per_ip: Annotated[Positive, _doc("of them from one address (IPv6: one /64)")] = 50
+    max_connections_per_ip: Annotated[
+        Positive, _doc("of them from one address (IPv6: one /64; a /48: 4 times as many)")
+    ] = 50
     max_recipients: Annotated[Positive, _doc("recipients of one message")] = 100
     max_errors: Annotated[Positive, _doc("refused commands in one session, then 421")] = 20
     max_commands: Annotated[Positive, _doc("commands in one session, then 421")] = 10_000
@@ -187,7 +191,9 @@ class Imap(Struct, forbid_unknown_fields=True, frozen=True):
         default_factory=list
     )
     max_connections: Annotated[Positive, _doc("sessions at the same time, per process and listener")] = 5000
-    max_connections_per_ip: Annotated[Positive, _doc("of them from one address (IPv6: one /64)")] = 100
+    max_connections_per_ip: Annotated[
+        Positive, _doc("of them from one address (IPv6: one /64; a /48: 4 times as many)")
+    ] = 100
     login_timeout_s: Annotated[Positive, _doc("time for a login")] = 60
     idle_timeout_s: Annotated[
         Annotated[int, Meta(ge=1800)], _doc("silence before a session ends (RFC 3501 s. 5.4: at least 30 min)")
@@ -247,7 +253,9 @@ class Web(Struct, forbid_unknown_fields=True, frozen=True):
         default_factory=list
     )
     max_connections: Annotated[Positive, _doc("connections at the same time, per listener")] = 200
-    max_connections_per_ip: Annotated[Positive, _doc("of them from one address (IPv6: one /64)")] = 20
+    max_connections_per_ip: Annotated[
+        Positive, _doc("of them from one address (IPv6: one /64; a /48: 4 times as many)")
+    ] = 20
 
 
 class MtaSts(Struct, forbid_unknown_fields=True, frozen=True):
@@ -289,6 +297,9 @@ class Limits(Struct, forbid_unknown_fields=True, frozen=True):
     ban_after: Annotated[
         NonNegative, _doc("different wrong passwords from one address, then it can't log in for a while; 0 = never")
     ] = 10
+    ban_after_ipv6_48: Annotated[
+        NonNegative, _doc("the same from all of an IPv6 /48, then nobody new can log in from there; 0 = never")
+    ] = 100
     ban_window_s: Annotated[Positive, _doc("how long a wrong password counts")] = 21_600
     ban_first_s: Annotated[Positive, _doc("length of an address's first ban; each further one is twice as long")] = 600
     ban_max_s: Annotated[Positive, _doc("longest ban")] = 86_400

@@ -13,6 +13,7 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _IPV6_PREFIX = 64
+_IPV6_SITE_PREFIX = 48
 _IPV4_NEIGHBOURS = 24
 _MAX_REMEMBERED = 4096
 
@@ -37,11 +38,47 @@ def counted_network(text: str) -> str:
     return str(ipaddress.IPv6Network((int(address) >> _IPV6_PREFIX << _IPV6_PREFIX, _IPV6_PREFIX)))
 
 
+def site_network(network: str) -> str:
+    """The /48 of a /64 that a peer is counted by: what one customer often has of IPv6; "" for everything else."""
+    if not network.endswith(f"/{_IPV6_PREFIX}"):
+        return ""
+    return str(ipaddress.IPv6Network(network).supernet(new_prefix=_IPV6_SITE_PREFIX))
+
+
 def wide_network(text: str) -> str:
     """The neighbourhood from which a peer's next try may come: its /24, or its IPv6 /64."""
     address = peer_address(text)
     prefix = _IPV4_NEIGHBOURS if address.version == 4 else _IPV6_PREFIX
     return str(ipaddress.ip_network(f"{address}/{prefix}", strict=False))
+
+
+def is_within(network: str, wide: str) -> bool:
+    """Is what a peer is counted by in a network that the administrator named?"""
+    inner, outer = ipaddress.ip_network(network, strict=False), ipaddress.ip_network(wide, strict=False)
+    if isinstance(inner, ipaddress.IPv4Network) and isinstance(outer, ipaddress.IPv4Network):
+        return inner.subnet_of(outer)
+    if isinstance(inner, ipaddress.IPv6Network) and isinstance(outer, ipaddress.IPv6Network):
+        return inner.subnet_of(outer)
+    return False
+
+
+def named_network(text: str) -> str:
+    """An address or network as an administrator writes it, in the form that bans are kept under. Raises ValueError.
+
+    An IPv6 address, or a network within one /64, stands for its /64.
+    """
+    if "/" not in text:
+        address = peer_address(text.strip("[]"))
+        network = ipaddress.ip_network(address) if address.version == 4 else _slash_64(address)
+    else:
+        network = ipaddress.ip_network(text, strict=False)
+        if network.version == 6 and network.prefixlen > 64:
+            network = _slash_64(network.network_address)
+    return str(network.network_address) if network.version == 4 and network.prefixlen == 32 else str(network)
+
+
+def _slash_64(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv6Network:
+    return ipaddress.IPv6Network((int(address) >> 64 << 64, 64))
 
 
 class Networks:

@@ -19,10 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pymx.config.model import Tls
-from pymx.mail.peer import Networks, counted_network
+from pymx.mail.peer import Networks, counted_network, site_network
 from pymx.net.handshake import TlsAcceptor
 
 BACKLOG = 512
+_SITE_SHARES = 4  # an IPv6 /48, which one customer often has, counts as so many addresses
 _FIRST_ADOPTED_FD = 3  # sd_listen_fds(3)
 _UNIX_MODE = 0o666  # as Dovecot's LMTP socket; the directory decides who gets there
 
@@ -138,13 +139,13 @@ def peer_of(transport: asyncio.BaseTransport) -> tuple[str, int] | None:
 
 
 class Caps:
-    """How many connections at the same time: in all, and from one address (IPv6: one /64)."""
+    """How many connections at the same time: in all, from one address (IPv6: one /64), and from one IPv6 /48."""
 
     def __init__(self, max_connections: int, max_per_ip: int, trusted: Sequence[str]) -> None:
         self._max = max_connections
         self._max_per_ip = max_per_ip
         self._trusted = Networks(trusted)
-        self._by_ip: dict[str, int] = {}
+        self._by_ip: dict[str, int] = {}  # and by /48
         self.count = 0
 
     def enter(self, ip: str) -> bool:
@@ -153,10 +154,13 @@ class Caps:
             return False
         key = self._key(ip)
         if key:
-            n = self._by_ip.get(key, 0)
-            if n >= self._max_per_ip:
+            site = site_network(key)
+            n, in_site = self._by_ip.get(key, 0), self._by_ip.get(site, 0)
+            if n >= self._max_per_ip or in_site >= self._max_per_ip * _SITE_SHARES:
                 return False
             self._by_ip[key] = n + 1
+            if site:
+                self._by_ip[site] = in_site + 1
         self.count += 1
         return True
 
@@ -164,12 +168,12 @@ class Caps:
         """Count out a connection for which `enter` said True."""
         self.count -= 1
         key = self._key(ip)
-        if key:
-            n = self._by_ip[key] - 1
+        for counted in filter(None, (key, site_network(key))):
+            n = self._by_ip[counted] - 1
             if n:
-                self._by_ip[key] = n
+                self._by_ip[counted] = n
             else:
-                del self._by_ip[key]
+                del self._by_ip[counted]
 
     def _key(self, ip: str) -> str:
         """What connections are counted under; "" = not per address (Unix socket, trusted)."""

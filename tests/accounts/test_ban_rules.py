@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pymx.accounts.banrules import FORGIVEN_S, Rules, account_key, tag
-from pymx.accounts.limitstate import FILE_NAME, LimitState, named_network
+from pymx.accounts.limitstate import FILE_NAME, LimitState
 from pymx.config.model import Limits
+from pymx.mail.peer import named_network
 
-RULES = Rules(ban_after=4, window_s=1000, first_s=100, max_s=700, good_s=5000, slow_max_s=10)
+RULES = Rules(ban_after=4, site_ban_after=0, window_s=1000, first_s=100, max_s=700, good_s=5000, slow_max_s=10)
 HERE, THERE = "192.0.2.1", "2001:db8::/64"
 ALICE, BOB = "alice@example.test", "bob@example.test"
 
