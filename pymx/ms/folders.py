@@ -1,7 +1,8 @@
 """CREATE, DELETE, RENAME and the list of folders, under the account's lock.
 
 Every change is durable when it returns. What a crash leaves half done is harmless: a directory without `cur` is no
-mailbox, a renamed one is known again by the GUID in its uidlist, files of a deleted one lie in `..DOVECOT-TRASHED`.
+mailbox, and gives way to one that is made or renamed there; a renamed one is known again by the GUID in its uidlist,
+files of a deleted one lie in `..DOVECOT-TRASHED`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pymx.ms.hints import FOLDERS
 from pymx.ms.layout import INBOX, TRASHED, Layout, Levels, is_mailbox, storage_name
 
 LOCK = b"pymx-account.lock"
+_REST_DIRECTORIES = frozenset({b"new", b"tmp"})
+_REST_FILES = frozenset({b"pymx.lock", b"maildirfolder", uidlist.NAME})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +63,51 @@ def make(home: Home, path: bytes, levels: Levels) -> None:
         if not inbox:
             disk.close(disk.create(os.path.join(path, b"maildirfolder"), mode, exclusive=False))
         make_directories(disk, control)
-        value = uidvalidity.next_value(disk, home.place.account_files, mode)
-        header = uidlist.Header(value, 1, secrets.token_hex(16))
-        fd = disk.create(os.path.join(control, uidlist.NAME), mode, exclusive=False)
-        try:
-            disk.write(fd, header.line())
-            disk.fdatasync(fd)
-        finally:
-            disk.close(fd)
+        if not _uids_given(control):
+            value = uidvalidity.next_value(disk, home.place.account_files, mode)
+            header = uidlist.Header(value, 1, secrets.token_hex(16))
+            fd = disk.create(os.path.join(control, uidlist.NAME), mode, exclusive=False)
+            try:
+                disk.write(fd, header.line())
+                disk.fdatasync(fd)
+            finally:
+                disk.close(fd)
         for changed in dict.fromkeys((control, path)):
             disk.sync_directory(changed)
         if not inbox:
             disk.sync_directory(os.path.dirname(path))
+
+
+def _uids_given(control: bytes) -> bool:
+    """Whether there is a uidlist with lines: that of a mailbox which lost its `cur`."""
+    try:
+        with open(os.path.join(control, uidlist.NAME), "rb") as file:
+            file.readline()
+            return bool(file.readline())
+    except FileNotFoundError:
+        return False
+
+
+def _is_rest(path: bytes) -> bool:
+    """Whether a directory has nothing but what a CREATE makes before there is a mailbox, or nothing at all."""
+    if os.path.islink(path) or not os.path.isdir(path):
+        return False
+    for name in os.listdir(path):
+        below = os.path.join(path, name)
+        if name in _REST_DIRECTORIES:
+            if os.path.islink(below) or not os.path.isdir(below) or os.listdir(below):
+                return False
+        elif name not in _REST_FILES or (name == uidlist.NAME and _uids_given(path)):
+            return False
+    return True
+
+
+def _clear_rest(home: Home, path: bytes) -> None:
+    """Take away what `_is_rest`."""
+    for name in os.listdir(path):
+        remove = home.disk.rmdir if name in _REST_DIRECTORIES else home.disk.unlink
+        remove(os.path.join(path, name))
+    home.disk.rmdir(path)
 
 
 def _make_directory(home: Home, path: bytes, mode: int) -> None:
@@ -193,9 +229,13 @@ def rename(home: Home, layout: Layout, old: Levels, new: Levels) -> None:
         if not there:
             raise NoSuchMailbox("Mailbox does not exist")
         target = layout.path(home.root, new)
-        if os.path.exists(target) or any(name[: len(new)] == new for name in layout.mailboxes(home.root)):
-            raise MailboxExists("Mailbox exists already")
         moves = [(name, (*new, *name[len(old) :])) for name in sorted(there, key=len, reverse=True)]
+        targets = [target] if layout.fs else [layout.path(home.root, after) for _, after in moves]
+        rests = [path for path in targets if os.path.lexists(path)]
+        if any(name[: len(new)] == new for name in layout.mailboxes(home.root)) or not all(map(_is_rest, rests)):
+            raise MailboxExists("Mailbox exists already")
+        for path in rests:
+            _clear_rest(home, path)
         # Uidlists that lie apart go first: without them, after a crash, they are written anew from the index.
         if layout.fs:
             _make_parents(home, os.path.dirname(target))
