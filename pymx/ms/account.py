@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 from pymx import log
 from pymx.ms import firstsight, folders, morekeywords, subscriptions, uidlist
-from pymx.ms.box import FILLING, Box, Home, Row, make_directories
+from pymx.ms.box import Box, Home, make_directories
 from pymx.ms.disk import Disk
 from pymx.ms.dovecotplace import Place
 from pymx.ms.errors import NoSuchMailbox, translated
@@ -23,6 +23,7 @@ from pymx.ms.index import Index, IndexBusy, IndexDamaged
 from pymx.ms.layout import INBOX, Layout, Levels, is_mailbox, storage_name
 from pymx.ms.owner import Owner
 from pymx.ms.reconcile import reconcile
+from pymx.ms.row import FILLING, Row
 
 T = TypeVar("T")
 _TMP_S = 36 * 3600

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from pymx.ms import auditfiles, auditindex, keywords, names, subscriptions, uidlist
 from pymx.ms.auditfiles import Problem
-from pymx.ms.box import Stamp
 from pymx.ms.dovecotplace import Place
 from pymx.ms.fault import Finding, some
 from pymx.ms.index import Connection, IndexBusy, IndexOutdated, IndexTrouble, open_read_only
 from pymx.ms.layout import Layout, Levels, is_mailbox, storage_name
+from pymx.ms.row import Stamp
 
 _TRIES = 3
 # what only a person can decide; for the rest there is `mailbox reindex`

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from pymx.ms import keywords, letters, names, uidlist
 from pymx.ms.auditfiles import Problem, claimed_sizes
-from pymx.ms.box import COLUMNS, POWER_CUT, Row, Stamp
 from pymx.ms.fault import some
 from pymx.ms.index import Connection
+from pymx.ms.row import COLUMNS, POWER_CUT, Row, Stamp
 
 MessageRow = tuple[int, int, int, int, int, bytes]  # UID, flags, keywords, octets, in_new, name
 

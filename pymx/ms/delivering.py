@@ -9,10 +9,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from pymx.ms import arrive, firstsight, letters
-from pymx.ms.box import FILLING, Box, Hold, Row
+from pymx.ms.box import Box, Hold
 from pymx.ms.disk import opened_directory
 from pymx.ms.errors import NoSuchMailbox
 from pymx.ms.firstsight import Counted
+from pymx.ms.row import FILLING, Row
 from pymx.spool import Content
 
 

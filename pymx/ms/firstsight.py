@@ -35,9 +35,10 @@ from dataclasses import dataclass, field
 
 from pymx.mail.flags import DELETED, SEEN
 from pymx.ms import arrive, dovecotindex, letters, morekeywords, names, reconcile, renames, repair, uidlist
-from pymx.ms.box import FILLING, Box, Hold, Row, Stamp, runs
+from pymx.ms.box import Box, Hold, runs
 from pymx.ms.flagging import HOLD_MESSAGES, move_to_cur
 from pymx.ms.index import ARRIVED
+from pymx.ms.row import FILLING, Row, Stamp
 from pymx.ms.uidlist import Record
 
 LEAST = 2000  # messages; fewer are two holds' work

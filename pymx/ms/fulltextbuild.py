@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pymx import log
 from pymx.ms import fulltext, reading
 from pymx.ms.account import Account
-from pymx.ms.box import Box, Row
+from pymx.ms.box import Box
 from pymx.ms.delivering import told_row
 from pymx.ms.errors import NoSuchMailbox, translated
 from pymx.ms.fulltext import LEFT_OUT, MAX_CHARACTERS, Connection, Damaged, FullText, Trouble
 from pymx.ms.index import UID_BITS
+from pymx.ms.row import Row
 from pymx.ms.search import searched_texts
 
 CHUNK = 500

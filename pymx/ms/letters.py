@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from pymx.mail.flags import MAX_KEYWORD_OCTETS, MAX_KEYWORDS
 from pymx.ms import keywords
-from pymx.ms.box import Hold, Row
+from pymx.ms.box import Hold
 from pymx.ms.errors import LimitReached
 from pymx.ms.index import Connection
 from pymx.ms.names import LETTERS
+from pymx.ms.row import Row
 
 
 def keyword_names(db: Connection, row: Row) -> list[str]:

@@ -32,13 +32,14 @@ from pymx.ms import (
     view,
 )
 from pymx.ms.account import Account
-from pymx.ms.box import FILLING, Box
+from pymx.ms.box import Box
 from pymx.ms.change import Change
 from pymx.ms.copying import Copied
 from pymx.ms.errors import NoSuchMailbox, ReadOnly, Stopped
 from pymx.ms.index import FLAGGED
 from pymx.ms.measure import to_wire, wire_chunks, wire_size
 from pymx.ms.owner import Owner
+from pymx.ms.row import FILLING
 from pymx.ms.rows import Listing, MessageRow
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from itertools import repeat
 from pymx import log
 from pymx.mail.flags import DELETED, SEEN
 from pymx.ms import keywords, morekeywords, names, repair, uidlist
-from pymx.ms.box import FILLING, POWER_CUT, Hold
+from pymx.ms.box import Hold
 from pymx.ms.index import ARRIVED, EXPUNGED
 from pymx.ms.measure import sizes, wire_size
+from pymx.ms.row import FILLING, POWER_CUT
 from pymx.ms.uidlist import Record
 
 _DUPLICATE_S = 30

@@ -12,8 +12,9 @@ import time
 from dataclasses import replace
 
 from pymx.ms import names, reconcile
-from pymx.ms.box import Box, Hold, Row
+from pymx.ms.box import Box, Hold
 from pymx.ms.flagging import HOLD_MESSAGES
+from pymx.ms.row import Row
 
 LEAST = 2000  # messages; fewer are quickly listed
 _TICK_NS = 20_000_000  # changes of a directory closer than this may have the same time

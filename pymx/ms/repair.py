@@ -12,7 +12,8 @@ import secrets
 
 from pymx import log
 from pymx.ms import dovecotindex, names, uidlist, uidvalidity
-from pymx.ms.box import Hold, Stamp
+from pymx.ms.box import Hold
+from pymx.ms.row import Stamp
 from pymx.ms.uidlist import Record, UidList
 
 _FEW = 30

@@ -12,8 +12,8 @@ from dataclasses import astuple
 from typing import Any
 
 from pymx.ms import names, uidlist
-from pymx.ms.box import COLUMNS, Row
 from pymx.ms.index import UID_BITS, Connection, IndexTrouble
+from pymx.ms.row import COLUMNS, Row
 
 _MAX_MODSEQ = 1 << 53
 _NO_STAMP = (0, 0, 0, 0, 0, 0.0)

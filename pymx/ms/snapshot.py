@@ -33,12 +33,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pymx.ms import folders, keywords, morekeywords, uidlist
-from pymx.ms.box import LOCK, Stamp
+from pymx.ms.box import LOCK
 from pymx.ms.disk import Disk
 from pymx.ms.dotlock import DotLock
 from pymx.ms.dovecotplace import Place
 from pymx.ms.errors import Unavailable
 from pymx.ms.layout import TRASHED, Layout, Levels, storage_name
+from pymx.ms.row import Stamp
 
 CopyDatabase = Callable[[str, str], None]
 

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 from pymx.config.model import Mail
-from pymx.ms.box import Box, Row
+from pymx.ms.box import Box
 from pymx.ms.mailbox import Mailbox
 from pymx.ms.owner import Owner
+from pymx.ms.row import Row
 from pymx.ms.store import Delivery, Store
 from pymx.spool import Content
 

@@ -21,9 +21,10 @@ from support.wait import wait_until
 
 from pymx.mail.flags import FLAGGED, SEEN
 from pymx.ms import delivering, firstsight, flagging, letters, removing, rows, uidlist
-from pymx.ms.box import FILLING, Box, Hold
+from pymx.ms.box import Box, Hold
 from pymx.ms.disk import Disk
 from pymx.ms.flagging import HOLD_MESSAGES
+from pymx.ms.row import FILLING
 
 
 @pytest.fixture

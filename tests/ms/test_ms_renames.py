@@ -16,10 +16,11 @@ from ms_support import row_of
 from pymx.mail.flags import ANSWERED, DELETED, FLAGGED, SEEN
 from pymx.ms import delivering, flagging, letters, names, renames, uidlist, view
 from pymx.ms.account import Account
-from pymx.ms.box import Box, Hold, Row
+from pymx.ms.box import Box, Hold
 from pymx.ms.disk import Disk
 from pymx.ms.flagging import HOLD_MESSAGES
 from pymx.ms.index import FLAGGED as FLAGS_CHANGED
+from pymx.ms.row import Row
 
 MESSAGES = 2 * HOLD_MESSAGES + 500
 TEXT = b"Subject: x\n\nbody\n"

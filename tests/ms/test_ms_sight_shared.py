@@ -22,8 +22,9 @@ from support.wait import wait_until
 
 from pymx.mail.flags import DELETED, FLAGGED, SEEN
 from pymx.ms import delivering, firstsight, flagging, reconcile
-from pymx.ms.box import FILLING, Box
+from pymx.ms.box import Box
 from pymx.ms.flagging import HOLD_MESSAGES
+from pymx.ms.row import FILLING
 
 T = TypeVar("T")
 
