@@ -3,7 +3,7 @@
 What comes in is unpacked in pieces, so that a few octets can't become megabytes at once. What goes out is flushed each
 time, with a window of 4 KB. A connection at rest (`rest`) gives both states back: a new compressor may go on in the
 middle of the stream, since nothing it writes refers to what was before; and a new decompressor can where the peer has
-just flushed, given the octets that came last, to which the peer may refer.
+just flushed, given the octets that came last, to which the peer may refer. Those are kept packed until then.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class BrokenStream(Exception):
 class Compression:
     """Both directions of a connection."""
 
-    __slots__ = ("_ends", "_history", "_in", "_more", "_out", "_waiting")
+    __slots__ = ("_ends", "_history", "_in", "_more", "_out", "_packed", "_waiting")
 
     def __init__(self) -> None:
         self._in: zlib._Decompress | None = None
@@ -33,6 +33,7 @@ class Compression:
         self._waiting = b""
         self._more = False  # the decompressor may have more to give
         self._history = b""
+        self._packed = b""  # the history of a connection at rest
         self._ends = _FLUSHED  # the last octets that came
 
     def put(self, data: bytes) -> None:
@@ -50,6 +51,8 @@ class Compression:
         if not self._waiting and not self._more:
             return b""
         if self._in is None:
+            if self._packed:
+                self._history, self._packed = zlib.decompress(self._packed, -_OUT_WINDOW_BITS), b""
             self._in = zlib.decompressobj(-zlib.MAX_WBITS, zdict=self._history)
         try:
             octets = self._in.decompress(self._waiting, PIECE)
@@ -66,7 +69,7 @@ class Compression:
     def pack(self, data: bytes) -> bytes:
         """What to send for `data`; the peer can read all of it."""
         if self._out is None:
-            self._out = zlib.compressobj(_LEVEL, zlib.DEFLATED, -_OUT_WINDOW_BITS, _OUT_MEMORY)
+            self._out = _compressor()
         return self._out.compress(data) + self._out.flush(zlib.Z_SYNC_FLUSH)
 
     def rest(self) -> None:
@@ -74,3 +77,10 @@ class Compression:
         self._out = None
         if not self._waiting and not self._more and self._ends == _FLUSHED:
             self._in = None
+            if self._history:
+                packer = _compressor()
+                self._packed, self._history = packer.compress(self._history) + packer.flush(), b""
+
+
+def _compressor() -> zlib._Compress:
+    return zlib.compressobj(_LEVEL, zlib.DEFLATED, -_OUT_WINDOW_BITS, _OUT_MEMORY)

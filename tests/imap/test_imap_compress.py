@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import tracemalloc
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -170,6 +171,30 @@ def test_resting_changes_nothing(said: list[tuple[bytes, bool, bool]], chance: r
         assert peer_in.decompress(stream.pack(text)) == text
         if rests:
             stream.rest()
+
+
+def test_stream_at_rest_keeps_little_and_still_knows_what_the_peer_refers_to() -> None:
+    """RFC 1951 s. 2: a peer may refer to the last 32 KB, so they stay, but not as they came."""
+    words = random.Random(2).choices([b"FETCH", b"UID", b"STORE", b"1:*", b"(FLAGS)", b"SEARCH", b"UNSEEN"], k=9000)
+    said = b" ".join(words)
+    peer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    sent = peer.compress(said) + peer.flush(zlib.Z_SYNC_FLUSH)
+    tracemalloc.start()
+    try:
+        stream = Compression()
+        stream.put(sent)
+        assert b"".join(iter(stream.take, b"")) == said
+        stream.rest()
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert kept < 16_384
+    again = peer.compress(said[-20_000:]) + peer.flush(zlib.Z_SYNC_FLUSH)
+    assert len(again) < 600  # it does refer to it
+    for _ in range(2):
+        stream.rest()
+    stream.put(again)
+    assert b"".join(iter(stream.take, b"")) == said[-20_000:]
 
 
 @pytest.mark.parametrize("data", [b"\xff" * 10, b"\x03\x00", b"\x07"])
