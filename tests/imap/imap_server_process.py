@@ -1,4 +1,6 @@
-"""The server of `imap_rig` as a process of its own, so that its memory is its own: DIRECTORY CERTIFICATE KEY CA.
+"""The server of `imap_rig` as a process of its own, so that its memory is its own.
+
+Arguments: DIRECTORY CERTIFICATE KEY CA [RUNTIME].
 
 Prints the port with TLS, and ends with its standard input.
 """
@@ -14,8 +16,8 @@ from imap_rig import running
 from support.tls import TlsFiles
 
 
-async def serve(directory: Path, certificate: Path, key: Path, ca: Path) -> None:
-    async with running(directory, TlsFiles(certificate, key, ca)) as rig:
+async def serve(directory: Path, certificate: Path, key: Path, ca: Path, runtime: Path | None = None) -> None:
+    async with running(directory, TlsFiles(certificate, key, ca), runtime_dir=runtime) as rig:
         print(rig.port, flush=True)
         await asyncio.to_thread(sys.stdin.read)
 
