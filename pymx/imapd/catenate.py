@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from pymx.imapd.client import Client
     from pymx.imapd.sink import AppendSink
-    from pymx.ms.mailbox import StoredMessage
+    from pymx.ms.message import StoredMessage
 
 _PIECE = 65_536
 

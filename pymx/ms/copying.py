@@ -96,6 +96,19 @@ def copy(source: Box, target: Box, uids: Sequence[int], find: Callable[[str], Bo
         return Copied(made.uidvalidity, made.old, made.new)
 
 
+def move(source: Box, target: Box, uids: Sequence[int], find: Callable[[str], Box | None]) -> Copied:
+    """Copy, and when that is on disk remove. A crash between leaves both, never neither."""
+    guid = source.guid
+    copied = copy(source, target, uids, find)
+    try:
+        removing.expunge(source, copied.source_uids, only_deleted=False)
+    except NoSuchMailbox:  # renamed just now, or deleted with all that was in it
+        renamed = find(guid)
+        if renamed is not None:
+            removing.expunge(renamed, copied.source_uids, only_deleted=False)
+    return copied
+
+
 def _copy_following(
     source: Box, target: Box, uids: Sequence[int], made: _Made, find: Callable[[str], Box | None]
 ) -> Box:

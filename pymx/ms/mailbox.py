@@ -8,7 +8,6 @@ work in threads, one hop each, and raise `StoreError` only.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -37,7 +36,9 @@ from pymx.ms.change import Change
 from pymx.ms.copying import Copied
 from pymx.ms.errors import NoSuchMailbox, ReadOnly, Stopped
 from pymx.ms.index import FLAGGED
-from pymx.ms.measure import to_wire, wire_chunks, wire_size
+from pymx.ms.measure import wire_size
+from pymx.ms.message import StoredMessage
+from pymx.ms.objectid import email_id, mailbox_id
 from pymx.ms.owner import Owner
 from pymx.ms.row import FILLING
 from pymx.ms.rows import Listing, MessageRow
@@ -68,60 +69,6 @@ class Stored:
 
     rows: list[MessageRow]
     modified: list[int]
-
-
-def mailbox_id(guid: str) -> str:
-    """A mailbox's GUID as MAILBOXID (RFC 8474)."""
-    return "F" + guid
-
-
-def email_id(guid: str) -> str:
-    """A message's GUID as EMAILID: of the characters and the length that RFC 8474 allows."""
-    return "M" + hashlib.blake2b(guid.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-
-
-class StoredMessage:
-    """One message: its file, open, or its octets if they are few."""
-
-    __slots__ = ("_data", "_fd", "_store", "octets")
-
-    def __init__(self, store: Store, octets: int, *, fd: int = -1, data: bytes | None = None) -> None:
-        self._fd = fd
-        self._data = data
-        self._store = store
-        self.octets = octets
-
-    async def read(self) -> bytes:
-        """The whole message in wire form."""
-        if self._data is not None:
-            return self._data
-        return await self._store.in_thread(self._read)
-
-    def _read(self) -> bytes:
-        size = os.fstat(self._fd).st_size
-        parts = []
-        position = 0
-        while position < size and (piece := os.pread(self._fd, size - position, position)):
-            parts.append(piece)
-            position += len(piece)
-        return to_wire(b"".join(parts))
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The message in wire form, in pieces."""
-        if self._data is not None:
-            yield self._data
-            return
-        pieces = wire_chunks(self._fd)
-        while (piece := await self._store.in_thread(lambda: next(pieces, None))) is not None:
-            yield piece
-
-    def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        self.close()
 
 
 class Mailbox:
@@ -441,7 +388,7 @@ class Mailbox:
                     sizes = [row[4] for row in rows.select(db, self._low, uids)]
                 self._store.check_room(account, self.owner, sum(sizes), len(sizes))
             uses = self._uses(account, target)
-            copied = self._copy(account, uids, target)
+            copied = copying.copy(self._box, self._target(account, target), uids, account.with_guid)
             self._store.came_in(account, self.owner)
             return copied, self._change(copied, target, uses)
 
@@ -465,10 +412,10 @@ class Mailbox:
         if change is not None and self._store.changed is not None:
             self._store.changed(change)
 
-    def _copy(self, account: Account, uids: Sequence[int], target: str) -> Copied:
+    def _target(self, account: Account, target: str) -> Box:
         box = account.box(self._store.levels(target))
         box.refresh()
-        return copying.copy(self._box, box, uids, account.with_guid)
+        return box
 
     async def move(self, uids: Sequence[int], target: str) -> Copied:
         """MOVE: copied and synced, then removed here (RFC 6851). A crash between leaves both, never neither."""
@@ -476,13 +423,7 @@ class Mailbox:
 
         def move(account: Account) -> tuple[Copied, Change | None]:
             uses = self._uses(account, target)
-            copied = self._copy(account, uids, target)
-            try:
-                removing.expunge(self._box, copied.source_uids, only_deleted=False)
-            except NoSuchMailbox:  # renamed just now, or deleted with all that was in it
-                renamed = account.with_guid(self._guid)
-                if renamed is not None:
-                    removing.expunge(renamed, copied.source_uids, only_deleted=False)
+            copied = copying.move(self._box, self._target(account, target), uids, account.with_guid)
             return copied, self._change(copied, target, uses)
 
         copied, change = await self._run(move, bulk=len(uids) > _BULK_MESSAGES)

@@ -32,7 +32,6 @@ from pymx.ms import (
     folders,
     names,
     quota,
-    removing,
 )
 from pymx.ms.account import Account
 from pymx.ms.box import Box
@@ -44,7 +43,8 @@ from pymx.ms.folders import Folder
 from pymx.ms.hints import Hints
 from pymx.ms.index import NAME as INDEX_NAME
 from pymx.ms.layout import INBOX, Layout, is_mailbox
-from pymx.ms.mailbox import Mailbox, mailbox_id
+from pymx.ms.mailbox import Mailbox
+from pymx.ms.objectid import mailbox_id
 from pymx.ms.observer import Observer
 from pymx.ms.owner import Owner
 from pymx.ms.threads import Threads
@@ -483,8 +483,7 @@ class Store:
             row = delivering.told_row(inbox)
             with account.home.index.read() as db:
                 uids = inbox.views.full(db, row)
-            moved = copying.copy(inbox, account.box(after), uids, account.with_guid)
-            removing.expunge(inbox, moved.source_uids, only_deleted=False)
+            copying.move(inbox, account.box(after), uids, account.with_guid)
 
         await self.run(owner, rename, bulk=before == INBOX)
 

@@ -15,7 +15,7 @@ from pymx.imapd.client import CHUNK, Client, Disconnected
 from pymx.imapd.trouble import no_text
 from pymx.mail.flags import SEEN
 from pymx.mail.mime import Part, parse
-from pymx.ms.mailbox import StoredMessage
+from pymx.ms.message import StoredMessage
 from pymx.proto.imap.binary import UnknownEncoding, extract_binary
 from pymx.proto.imap.bodystructure import bodystructure
 from pymx.proto.imap.commands.fetch import BodyItem, Fetch, FetchItem
