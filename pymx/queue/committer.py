@@ -1,12 +1,12 @@
 """The thread through which everything that a process writes to the queue goes.
 
-What waits is done together: the files of all waiting messages are written and synced (side by side when there are
-several), linked, their directory synced once, and the rows of all go into one commit. There is no timer: a message
-that comes alone is committed at once, those that come meanwhile share the next commit.
+The file of a message is written and synced at once, by one of a few threads, while others are committed. What waits
+then is done together: the files are linked, their directory synced once, and the rows of all go into one commit. There
+is no timer: a message that comes alone is committed at once, those that come meanwhile share the next commit.
 
 Order for a message: content on disk, name on disk, rows committed, then its future is set. For results: marks in the
-files of messages that partly wait still, rows committed, then the files of finished messages unlinked. A file without
-rows is therefore either not acknowledged or finished with.
+files of messages that partly wait still, rows committed, then the files of finished messages unlinked, for which no
+message of the same commit waits. A file without rows is therefore either not acknowledged or finished with.
 
 A shared lock on `<directory>/lock` is held from link to commit, so that whoever removes files without rows, or puts a
 rebuilt database in place of a damaged one, takes it exclusively and sees no half-done commit of another process.
@@ -103,14 +103,17 @@ class Committer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Do what waits, then end the thread. Blocking."""
+        """Do what waits, then end the threads. Blocking."""
+        self._writers.shutdown()
         self._jobs.put(None)
         self._thread.join()
-        self._writers.shutdown()
         os.close(self._lock_fd)
 
     def submit(self, job: Job) -> None:
-        self._jobs.put(job)
+        if isinstance(job, Enqueue):
+            self._writers.submit(self._write, job)
+        else:
+            self._jobs.put(job)
 
     @contextmanager
     def _locked(self, mode: int) -> Iterator[None]:
@@ -149,7 +152,6 @@ class Committer:
                 if isinstance(job, Call) and job.alone:
                     self._alone(job)
             if together:
-                self._write_files(enqueues)
                 self._together(together, enqueues)
         except Exception as e:  # the thread must outlive every error: each caller gets it, the next batch is tried
             if not isinstance(e, OSError):
@@ -157,12 +159,15 @@ class Committer:
             for job in together:
                 job.error = job.error or e
         finally:
+            self._tell(batch)
             self._release(enqueues)
-            assert self._loop is not None
-            try:
-                self._loop.call_soon_threadsafe(_settle, batch)
-            except RuntimeError:
-                pass  # the loop was closed: nobody waits any more
+
+    def _tell(self, jobs: Sequence[Job]) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(_settle, jobs)
+        except RuntimeError:
+            pass  # the loop was closed: nobody waits any more
 
     def _alone(self, job: Call) -> None:
         try:
@@ -206,18 +211,16 @@ class Committer:
         self._state.close()
         self._repair(self._state, reason)
 
-    def _write_files(self, enqueues: list[Enqueue]) -> None:
-        if len(enqueues) == 1:
-            self._write(enqueues[0])
-        elif enqueues:
-            list(self._writers.map(self._write, enqueues))
-
     def _write(self, job: Enqueue) -> None:
+        """In one of the writers' threads, before the job gets to the committing one."""
         try:
             for copy, row in zip(job.copies, job.rows, strict=True):
                 job.fds.append(self._files.write(copy, row.arrived_s))
-        except OSError as e:
+        except Exception as e:  # as in _do: the caller gets it
+            if not isinstance(e, OSError):
+                _log.exception("queue_commit_failed", error=str(e))
             job.error = e
+        self._jobs.put(job)
 
     def _commit(self, batch: list[Job], enqueues: list[Enqueue]) -> None:
         linked = False
@@ -241,6 +244,8 @@ class Committer:
         for job in enqueues:
             if job.error is not None:
                 self._unlink(job)
+        if removable and enqueues:
+            self._tell(enqueues)  # an unlink takes as long as a sync
         for queue_id in removable:
             try:
                 self._files.remove(queue_id)
@@ -296,7 +301,7 @@ class Committer:
             job.fds.clear()
 
 
-def _settle(batch: list[Job]) -> None:
+def _settle(batch: Sequence[Job]) -> None:
     """In the loop: tell the callers. One that was cancelled meanwhile is told nothing."""
     for job in batch:
         if job.done.done():
