@@ -22,7 +22,6 @@ import asyncio
 import fcntl
 import os
 import random
-import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -31,14 +30,16 @@ from dataclasses import replace
 from pymx import log, metrics
 from pymx.mail.envelope import Envelope
 from pymx.queue.files import DamagedFile, StoredMessage, only
+from pymx.queue.hints import listen
 from pymx.queue.item import LOCAL, Attempt, Outcome, Report, Result
-from pymx.queue.pace import Change, Rules
+from pymx.queue.journal import log_attempt, log_change
+from pymx.queue.pace import Rules
 from pymx.queue.pacefile import load, save
-from pymx.queue.place import Kind, Limits, Place, Strain
+from pymx.queue.place import Kind, Limits, Place
 from pymx.queue.queue import Queue
 from pymx.queue.schedule import expires_at, has_expired, next_try, notice_is_due
 from pymx.queue.state import Finished, Item
-from pymx.queue.window import Noted, Postpone, Start, Window
+from pymx.queue.window import Postpone, Start, Window
 
 _POLL_S = 1.0
 _MAX_UNRECORDED = 1000
@@ -104,7 +105,7 @@ class Manager:
             try:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._record_ends())
-                    listener = group.create_task(self._listen())
+                    listener = group.create_task(listen(self._queue.socket_path, self._wake.set))
                     saver = group.create_task(self._save_paces())
                     async with asyncio.TaskGroup() as workers:
                         self._group = workers
@@ -258,29 +259,6 @@ class Manager:
         self._changes = changes
         self._after_id, self._after_due = 0, (0.0, 0)
 
-    async def _listen(self) -> None:
-        """Hints from other processes that something new waits."""
-        path = self._queue.socket_path
-        if path is None:
-            return
-        path.unlink(missing_ok=True)
-        loop = asyncio.get_running_loop()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as hints:
-            hints.bind(str(path))
-            path.chmod(0o600)
-            loop.add_reader(hints, self._hint, hints)
-            try:
-                await asyncio.Event().wait()
-            finally:
-                loop.remove_reader(hints)
-
-    def _hint(self, hints: socket.socket) -> None:
-        try:
-            while True:
-                hints.recv(16)
-        except BlockingIOError:
-            self._wake.set()
-
     # -- working ----------------------------------------------------------------------------------------------------
 
     def _start_workers(self) -> None:
@@ -365,7 +343,7 @@ class Manager:
         if strain is None and strains and len(strains) == len(outcomes):
             strain = strains[0]  # nobody there had anything else to say
         for noted in self._window.end(start, strain, accepted=accepted, now=time.time()):
-            _log_change(noted, strain)
+            log_change(noted, strain)
 
     async def _load(self, item: Item) -> StoredMessage | None:
         """The message; None when it can't be had, and what follows is done."""
@@ -391,7 +369,7 @@ class Manager:
         outcomes = await self._outcomes(attempt)
         duration_ms = int((time.monotonic() - started) * 1000)
         for outcome in outcomes:
-            _log_attempt(attempt, outcome, duration_ms)
+            log_attempt(attempt, outcome, duration_ms)
         await self._conclude(item, message, attempt, outcomes)
         return outcomes
 
@@ -506,50 +484,6 @@ def _attempt(item: Item, message: StoredMessage, place: Place | None) -> Attempt
         arrived_s=message.arrived_s,
         place=place,
     )
-
-
-def _log_change(noted: Noted, strain: Strain | None) -> None:
-    """A place slows down, is dead, or lives again. The pause is told in whole seconds."""
-    if noted.change is Change.ALIVE:
-        _log.info("destination_alive", key=noted.name)
-        return
-    pause_s = round(noted.pace.paused_until - time.time())
-    reason = strain.reason if strain else ""
-    if noted.change is Change.SLOWED:
-        metrics.add("providers_slowed")
-        _log.warning("provider_slowed", key=noted.name, pause_s=pause_s, reason=reason)
-    else:
-        metrics.add("destinations_dead")
-        _log.warning("destination_dead", key=noted.name, pause_s=pause_s, reason=reason)
-
-
-def _log_attempt(attempt: Attempt, outcome: Outcome, duration_ms: int) -> None:
-    envelope = attempt.envelope
-    write = _log.info if outcome.result is Result.DELIVERED else _log.warning
-    write(
-        "delivery_attempt",
-        session=envelope.origin.session,
-        queue_id=attempt.queue_id,
-        mail_from=str(envelope.mail_from) if envelope.mail_from else "<>",
-        rcpt_to=str(outcome.recipient.address),
-        verdict=outcome.result.value,
-        provider=_provider(attempt),
-        mx=outcome.mx,
-        peer_ip=outcome.address,
-        tls=outcome.tls,
-        reply=outcome.reply,
-        size_octets=attempt.content.size_octets,
-        count=attempt.number,
-        duration_ms=duration_ms,
-    )
-
-
-def _provider(attempt: Attempt) -> str:
-    """Who is behind the destination, if it is one of those that are known by name."""
-    if attempt.destination == LOCAL:
-        return LOCAL
-    place = attempt.place
-    return place.site if place is not None and place.site != place.hosts else ""
 
 
 def _all_deferred(envelope: Envelope, reply: str) -> list[Outcome]:

@@ -19,9 +19,10 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, islice
 
+from pymx.queue.lane import Lane, Site
 from pymx.queue.pace import FOREVER, Change, Pace, Rules
 from pymx.queue.place import Kind, Limits, Place, Strain
 from pymx.queue.state import Item, Taken, Want
@@ -38,43 +39,6 @@ _PLACE_S = 3600.0
 _GUESS_S = 60.0
 _PACES = 20_000
 _SET_BACK_S = 1.0
-
-
-@dataclass(slots=True)
-class Lane:
-    """What waits for one destination."""
-
-    destination: str
-    place: Place | None = None
-    fresh: deque[Item] = field(default_factory=deque)
-    deferred: deque[Item] = field(default_factory=deque)
-    prefer_deferred: bool = False  # the other kind had the last turn
-    turn: int = 0
-    turn_began: float = 0.0
-
-    def __bool__(self) -> bool:
-        return bool(self.fresh or self.deferred)
-
-    def pop(self, *, deferred_too: bool) -> Item | None:
-        """New and deferred mail in turn."""
-        kinds = (self.deferred, self.fresh) if self.prefer_deferred else (self.fresh, self.deferred)
-        for kind in kinds:
-            if kind and (deferred_too or kind is self.fresh):
-                self.prefer_deferred = kind is self.fresh
-                return kind.popleft()
-        return None
-
-
-@dataclass(slots=True)
-class Site:
-    """The lanes of a site that have something waiting."""
-
-    name: str
-    pace: Pace
-    lanes: deque[Lane] = field(default_factory=deque)
-    fresh: int = 0
-    deferred: int = 0
-    listed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
