@@ -17,7 +17,6 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import cast
 
@@ -30,14 +29,14 @@ from pymx.config.model import Outbound
 from pymx.config.secret import SecretUnavailable, read_secret
 from pymx.mail.address import Address
 from pymx.mail.envelope import Envelope, Recipient
-from pymx.mail.status import split_status
+from pymx.mta.broken import Broken, broken, remote
+from pymx.mta.contexts import Contexts
 from pymx.mta.dane import DaneFailure, verify
 from pymx.mta.mx import Host
 from pymx.mta.route import Hop, TlsMode
 from pymx.mta.tls_policy import Demand, How
 from pymx.mta.trouble import Event, Phase, Remote
 from pymx.mta.wire import Outgoing, Wire
-from pymx.proto.smtp.reply import printable
 from pymx.proto.smtp.xtext import encode_xtext
 from pymx.queue.destination import routing_domain
 from pymx.spool import Content
@@ -48,59 +47,12 @@ MAX_RECIPIENTS = 100  # of one transaction: what every server must take (RFC 532
 _KEPT_REPLY_S = 3.0
 _KEPT_REPLY_MAX_S = 20.0
 _KEPT_PATIENCE = 5
-_MAX_REPLY_TEXT = 500
 _MAX_SIZE_DIGITS = 20  # RFC 1870 s. 3
 _PIECES_PER_HOP = 4
 _ONE_WRITE_OCTETS = 65_536
 _DER = 2  # _ssl.ENCODING_DER
 # What the log and `queue show` say behind the cipher: who vouches for the server
 _PROOF = {How.DANE: " dane", How.VERIFIED: " verified", How.IMPLICIT: " verified"}
-# OpenSSL's numbers of verification errors, as TLS reports name them
-_VERIFY_RESULTS = {10: "certificate-expired", 62: "certificate-host-mismatch", 64: "certificate-host-mismatch"}
-
-
-class Broken(Exception):
-    """The connection is of no use any more. `refused` are recipients that had got a reply of their own before."""
-
-    def __init__(self, phase: Phase, what: Remote | Event, detail: str = "") -> None:
-        super().__init__(f"{phase.value}: {detail or what}")
-        self.phase = phase
-        self.what = what
-        self.detail = detail
-        self.refused: dict[int, tuple[Phase, Remote]] = {}
-        self.tls_result = ""  # what a TLS report calls it (RFC 8460 s. 4.3)
-        self.source = ""  # the local address of the connection
-
-
-@dataclass(slots=True)
-class Contexts:
-    """TLS for clients. Made once: a context costs milliseconds."""
-
-    _opportunistic: ssl.SSLContext | None = None
-    _verified: dict[str, ssl.SSLContext] = field(default_factory=dict)
-
-    def opportunistic(self) -> ssl.SSLContext:
-        """Any certificate (RFC 7435): without TLS it would go in the clear."""
-        if self._opportunistic is None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            # with keys that OpenSSL's default level thinks too short it would go in the clear, too
-            context.set_ciphers("DEFAULT:!aNULL:!eNULL:@SECLEVEL=1")
-            context.options |= ssl.OP_NO_TICKET  # servers of one big provider broke on tickets
-            self._opportunistic = context
-        return self._opportunistic
-
-    def verified(self, ca_file: str) -> ssl.SSLContext:
-        """The host's name in a certificate of a trusted root. Raises OSError for an unreadable `ca_file`."""
-        context = self._verified.get(ca_file)
-        if context is None:
-            context = ssl.create_default_context(cafile=ca_file or None)
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            context.options |= ssl.OP_NO_TICKET
-            self._verified[ca_file] = context
-        return context
 
 
 class Connection:
@@ -165,7 +117,7 @@ class Connection:
                     server_hostname=demand.name if implicit else None, local_addr=(source, 0) if source else None,
                 )  # fmt: skip
         except (OSError, TimeoutError) as e:
-            raise _broken(Phase.STARTTLS if isinstance(e, ssl.SSLError) else Phase.CONNECT, e) from e
+            raise broken(Phase.STARTTLS if isinstance(e, ssl.SSLError) else Phase.CONNECT, e) from e
         connection = cls(wire, host, demand, outbound)
         try:
             await connection._greet(hop, hostname, contexts)
@@ -193,9 +145,9 @@ class Connection:
                 await self._start_tls(contexts)
                 await self._hello(hostname)
             elif how is not How.OPPORTUNISTIC:
-                broken = Broken(Phase.STARTTLS, Event.NOT_OFFERED, "STARTTLS is required but not offered")
-                broken.tls_result = "starttls-not-supported"
-                raise broken
+                failed = Broken(Phase.STARTTLS, Event.NOT_OFFERED, "STARTTLS is required but not offered")
+                failed.tls_result = "starttls-not-supported"
+                raise failed
         if self.demand.requiretls and "requiretls" not in self._extensions:
             raise Broken(Phase.EHLO, Event.NO_REQUIRETLS, "the server does not offer REQUIRETLS")
         if hop.username:
@@ -221,11 +173,11 @@ class Connection:
             context = contexts.verified(demand.ca_file) if verified else contexts.opportunistic()
             await self._wire.start_tls(context, server_hostname=name, timeout=self._outbound.connect_timeout_s)
         except SMTPResponseException as e:
-            broken = _broken(Phase.STARTTLS, e)
-            broken.tls_result = "starttls-not-supported"
-            raise broken from e
+            failed = broken(Phase.STARTTLS, e)
+            failed.tls_result = "starttls-not-supported"
+            raise failed from e
         except (OSError, TimeoutError, SMTPException) as e:
-            raise _broken(Phase.STARTTLS, e) from e
+            raise broken(Phase.STARTTLS, e) from e
         if demand.how is How.DANE:
             self._check_tlsa()
         # RFC 3207 s. 4.2: whatever was said before TLS counts for nothing, and nothing may be said unasked
@@ -237,9 +189,9 @@ class Connection:
         try:
             verify(self._chain(), self.demand.tlsa, self.demand.names, dt.datetime.now(dt.UTC))
         except DaneFailure as e:
-            broken = Broken(Phase.STARTTLS, Event.BAD_CERTIFICATE, f"DANE: {e}")
-            broken.tls_result = e.result
-            raise broken from None
+            failed = Broken(Phase.STARTTLS, Event.BAD_CERTIFICATE, f"DANE: {e}")
+            failed.tls_result = e.result
+            raise failed from None
 
     def _chain(self) -> list[bytes]:
         """The certificates as the server sent them, DER. Python has a public way only from 3.13 on."""
@@ -414,8 +366,8 @@ class Connection:
         except (ConnectionError, TimeoutError, SMTPException) as e:
             if phase is Phase.CONTENT and self._wire.replies:
                 # The server said why before it hung up.
-                raise Broken(phase, _remote(self._wire.replies[0])) from e
-            raise _broken(Phase.CONTENT, e) from e
+                raise Broken(phase, remote(self._wire.replies[0])) from e
+            raise broken(Phase.CONTENT, e) from e
         return await self._reply(Phase.DOT, self._outbound.data_timeout_s)
 
     def _mail_command(self, envelope: Envelope, content: Content, *, utf8: bool) -> str:
@@ -455,16 +407,16 @@ class Connection:
         try:
             self._wire.write(b"\r\n".join(data) + b"\r\n")
         except (OSError, SMTPException) as e:
-            raise _broken(phase, e) from e
+            raise broken(phase, e) from e
 
     async def _ask(self, phase: Phase, line: str) -> tuple[Remote, str]:
         """One command, its reply, and the reply's text line by line."""
         self._write(phase, [line])
         raw = await self._raw_reply(phase, self._outbound.command_timeout_s)
-        return _remote(raw), raw.message
+        return remote(raw), raw.message
 
     async def _reply(self, phase: Phase, timeout_s: float) -> Remote:
-        return _remote(await self._raw_reply(phase, timeout_s))
+        return remote(await self._raw_reply(phase, timeout_s))
 
     async def _raw_reply(self, phase: Phase, timeout_s: float) -> SMTPResponse:
         if self._wire.replies:
@@ -472,7 +424,7 @@ class Connection:
         try:
             return await self._wire.read_response(timeout_s)
         except (OSError, TimeoutError, SMTPException) as e:
-            raise _broken(phase, e) from e
+            raise broken(phase, e) from e
 
     def close(self) -> None:
         """Say QUIT and hang up; nobody waits for the answer."""
@@ -532,38 +484,6 @@ def _needs_smtputf8(envelope: Envelope, recipients: Sequence[Recipient], content
 
 def _is_success(reply: Remote) -> bool:
     return 200 <= reply.code < 300
-
-
-def _remote(response: SMTPResponse) -> Remote:
-    """A reply in one line: an enhanced code that every line repeats is said once."""
-    message = response.message
-    if message.isascii() and message.isprintable():  # one ordinary line, as nearly always
-        return Remote(response.code, message[:_MAX_REPLY_TEXT])
-    first, *rest = message.split("\n")
-    status, _ = split_status(first)
-    words = [first] + [line.removeprefix(status).lstrip() if status else line for line in rest]
-    text = printable(" ".join(w for w in words if w).encode("utf-8", "replace").decode("utf-8"))
-    return Remote(response.code, text[:_MAX_REPLY_TEXT])
-
-
-def _broken(phase: Phase, error: Exception) -> Broken:
-    """What an exception of the network, of TLS or of aiosmtplib means."""
-    detail = printable(str(error))[:_MAX_REPLY_TEXT] or type(error).__name__
-    if isinstance(error, SMTPResponseException):
-        if error.code > 0:
-            return Broken(phase, _remote(SMTPResponse(error.code, error.message)))
-        return Broken(phase, Event.GARBAGE, detail)
-    if isinstance(error, ssl.SSLCertVerificationError):
-        broken = Broken(phase, Event.BAD_CERTIFICATE, error.verify_message or detail)
-        broken.tls_result = _VERIFY_RESULTS.get(error.verify_code, "certificate-not-trusted")
-        return broken
-    if isinstance(error, ssl.SSLError):
-        return Broken(phase, Event.TLS_FAILED, detail)
-    if isinstance(error, TimeoutError):
-        return Broken(phase, Event.TIMEOUT, "timed out" if phase is not Phase.CONNECT else "connection timed out")
-    if phase is Phase.CONNECT:
-        return Broken(phase, Event.REFUSED, detail)
-    return Broken(phase, Event.TLS_FAILED if phase is Phase.STARTTLS else Event.LOST, detail)
 
 
 def _base64(text: str) -> str:

@@ -23,7 +23,9 @@ from pymx.mail.envelope import Recipient
 from pymx.mail.report import is_report
 from pymx.mail.status import split_status
 from pymx.mail.tls_result import TlsResult
-from pymx.mta.client import MAX_RECIPIENTS, Broken, Connection, Contexts, has_ascii_form
+from pymx.mta.broken import Broken
+from pymx.mta.client import MAX_RECIPIENTS, Connection, has_ascii_form
+from pymx.mta.contexts import Contexts
 from pymx.mta.downgrade import CannotDowngrade, in_seven_bits
 from pymx.mta.kept import Kept
 from pymx.mta.mx import Host, MxLookup, Unroutable

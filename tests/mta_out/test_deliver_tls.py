@@ -33,7 +33,7 @@ from support.dns_server import DnsServer
 from support.sinks import DROP
 from support.tls import CertificateAuthority, TlsFiles
 
-from pymx.mta.client import Contexts
+from pymx.mta.contexts import Contexts
 
 
 def on_both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
