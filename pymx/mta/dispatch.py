@@ -40,7 +40,8 @@ from pymx.mail import header, trace
 from pymx.mail.address import Address
 from pymx.mail.envelope import Envelope, Listener, Recipient
 from pymx.mda.deliver import Failure, LocalRecipient, Outcome
-from pymx.mta.forward import Forwarder, Passport
+from pymx.mta.forward import Forwarder, Passport, expanded
+from pymx.mta.mailboxreply import queued_outcome, refusal
 from pymx.proto.smtp import reply as replies
 from pymx.proto.smtp.reply import Reply, SmtpError
 from pymx.queue import item
@@ -50,16 +51,7 @@ from pymx.spool import Content
 
 _log = log.get("mta")
 
-_MAILBOX_IMPOSSIBLE = Reply(550, "5.2.1", "Mailbox cannot receive messages")
 _QUEUE_FULL = Reply(452, "4.3.1", "Insufficient system storage, try again later")
-
-# What a peer hears when no mailbox could take its message.
-_REPLIES = {
-    Failure.OVER_QUOTA: replies.OVER_QUOTA,
-    Failure.STORAGE_FULL: replies.STORAGE_FULL,
-    Failure.UNAVAILABLE: replies.TEMPORARY_FAILURE,
-    Failure.IMPOSSIBLE: _MAILBOX_IMPOSSIBLE,
-}
 
 
 class Directory(Protocol):
@@ -206,7 +198,7 @@ class Dispatch:
                 LocalRecipient(account, self.delivered_to(target.recipient, account))
                 for account in target.resolution.accounts
             ]
-            group.external += [_expanded(target.recipient, address) for address in target.resolution.external]
+            group.external += [expanded(target.recipient, address) for address in target.resolution.external]
         return group
 
     async def _commit(
@@ -355,7 +347,7 @@ class Dispatch:
             try:
                 accounts.append(await self._account(recipient.address))
             except DirectoryUnavailable as e:
-                return [_queued_outcome(r, Failure.UNAVAILABLE, e.reason) for r in envelope.recipients]
+                return [queued_outcome(r, Failure.UNAVAILABLE, e.reason) for r in envelope.recipients]
         local = [
             LocalRecipient(account, recipient.address)
             for recipient, account in zip(envelope.recipients, accounts, strict=True)
@@ -375,7 +367,7 @@ class Dispatch:
                     failure = None
                 else:
                     failure = Failure.UNAVAILABLE
-            outcomes.append(_queued_outcome(recipient, failure, reason))
+            outcomes.append(queued_outcome(recipient, failure, reason))
         return outcomes
 
     async def to_postmaster(self, queue_id: QueueId, envelope: Envelope, content: Content, reason: str) -> bool:
@@ -447,7 +439,7 @@ def _waiting(groups: Sequence[_Group], retried: Mapping[int, LocalRecipient]) ->
     for target in (target for group in groups for target in group.targets):
         for account in target.resolution.accounts:
             wishes.setdefault(account.id, target.recipient)
-    return [_expanded(wishes[id_], recipient.delivered_to) for id_, recipient in retried.items()]
+    return [expanded(wishes[id_], recipient.delivered_to) for id_, recipient in retried.items()]
 
 
 def _copies(
@@ -482,16 +474,6 @@ def _write_forwarded(queue_id: QueueId, copies: Sequence[Copy]) -> None:
             )
 
 
-def _expanded(recipient: Recipient, address: Address) -> Recipient:
-    """The recipient an alias leads to; DSN parameters go along (RFC 3461 s. 5.2.7)."""
-    if address == recipient.address:
-        return recipient
-    orcpt = recipient.orcpt
-    if not orcpt and recipient.address.is_ascii:
-        orcpt = f"rfc822;{recipient.address}"
-    return Recipient(address, recipient.notify, orcpt)
-
-
 def _result(
     queue_id: QueueId,
     group: _Group,
@@ -505,16 +487,5 @@ def _result(
         return trouble
     hopeless = [failed[r.account.id] for r in waiting if r.account.id not in retried]
     if hopeless:
-        # temporary beats permanent: what can still succeed is worth a retry
-        worst = min(hopeless, key=lambda o: o.failure is not None and o.failure.is_permanent)
-        assert worst.failure is not None
-        return SmtpError(_REPLIES[worst.failure], f"{worst.recipient.account.email}: {worst.reason}")
+        return refusal(hopeless)
     return replies.OK.with_text(f"OK, queued as {queue_id}")
-
-
-def _queued_outcome(recipient: Recipient, failure: Failure | None, reason: str) -> item.Outcome:
-    if failure is None:
-        return item.Outcome(recipient, Result.DELIVERED, "2.0.0", "Delivered")
-    reply = _REPLIES[failure]
-    result = Result.FAILED if failure.is_permanent else Result.DEFERRED
-    return item.Outcome(recipient, result, reply.enhanced, f"{reply.text} ({reason})")

@@ -86,6 +86,16 @@ def is_automatic(head: bytes) -> bool:
     return field is not None and field.value.partition(b";")[0].strip().lower() not in (b"", b"no")
 
 
+def expanded(recipient: Recipient, address: Address) -> Recipient:
+    """The recipient an alias leads to; DSN parameters go along (RFC 3461 s. 5.2.7)."""
+    if address == recipient.address:
+        return recipient
+    orcpt = recipient.orcpt
+    if not orcpt and recipient.address.is_ascii:
+        orcpt = f"rfc822;{recipient.address}"
+    return Recipient(address, recipient.notify, orcpt)
+
+
 class Forwarder:
     """One per process. `close()` gives back its database and its thread."""
 
