@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import signal
+import socket
 import ssl
 from collections.abc import Iterator
 
 import pytest
 from support.appliance import Appliance
-from support.resets import PHASES, UNDER_WAY, reset_at
+from support.resets import PHASES, UNDER_WAY, reset, reset_at
 from support.wait import wait_for
 
 PORTS = {"smtp": "smtp", "submission": "smtp", "imap": "imap", "submissions": "", "imaps": ""}
@@ -53,3 +55,28 @@ def test_each_reset_is_one_line_and_no_error(appliance: Appliance) -> None:
     assert "Traceback" not in log
     assert "level=error" not in log
     assert "never retrieved" not in log
+
+
+def test_who_was_gone_before_he_was_seen_gets_no_session(appliance: Appliance) -> None:
+    """Without an address he would pass for a program on this machine, which no limit concerns. (The loop of asyncio
+    still knows the address; then he is one who hung up.)"""
+    assert appliance.process is not None
+    ports = ("smtp", "submission", "imap")
+    appliance.process.send_signal(signal.SIGSTOP)
+    try:
+        for port in ports:
+            sock = socket.create_connection(("127.0.0.1", appliance.ports[port]), timeout=20)
+            sock.sendall(b"a NOOP\r\nEHLO x\r\n")
+            reset(sock)
+    finally:
+        appliance.process.send_signal(signal.SIGCONT)
+
+    def lines() -> list[str]:
+        names = ("event=smtp_session ", "event=imap_session ", "event=connection_refused ")
+        return [line for line in appliance.log().splitlines() if any(name in line for name in names)]
+
+    wait_for(lambda: len(lines()) >= len(ports), what="a line for each connection")
+    assert len(lines()) == len(ports)
+    nobody = [line for line in appliance.log().splitlines() if "listener=" in line and "peer_ip=127.0.0.1" not in line]
+    assert all('reason="connection lost before the greeting"' in line for line in nobody)
+    assert "Traceback" not in appliance.log()
