@@ -235,7 +235,7 @@ def _remove_one(state: State, files: Files, domain: str, delivery: int, queue_id
         ).fetchone()
     )
     if not others and not kept:
-        state.delete(queue_id)
+        state.delete([queue_id])
         return True
     condition, values = "queue_id = ? AND destination = ?", [queue_id, destination]
     if domain:

@@ -254,21 +254,16 @@ class Committer:
 
     def _rows(self, batch: list[Job]) -> list[QueueId]:
         """The rows of a batch in one commit; the messages whose files may go."""
-        removable: list[QueueId] = []
         durable = any(not isinstance(job, Call) or job.durable for job in batch)
         for job in batch:
             if isinstance(job, Record):
                 self._mark(job)
         with self._state.transaction(durable=durable):
-            for job in batch:
-                if job.error is not None:
-                    continue
-                if isinstance(job, Enqueue):
-                    for row in job.rows:
-                        self._state.insert(row)
-                elif isinstance(job, Record):
-                    removable += [f.item.queue_id for f in job.finished if self._state.record(f)]
-                else:
+            good = [job for job in batch if job.error is None]
+            self._state.insert([row for job in good if isinstance(job, Enqueue) for row in job.rows])
+            removable = self._state.record([end for job in good if isinstance(job, Record) for end in job.finished])
+            for job in good:
+                if isinstance(job, Call):
                     job.result = job.function(self._state)
         metrics.add("queue_commits")
         return removable

@@ -202,7 +202,7 @@ class Queue:
         _log.error("queue_file_damaged", queue_id=queue_id, reason=reason)
 
         def drop(state: State) -> None:
-            state.delete(queue_id)
+            state.delete([queue_id])
             try:
                 self._files.set_aside(queue_id)
             except FileNotFoundError:

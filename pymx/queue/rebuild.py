@@ -102,12 +102,11 @@ def _recover(state: State, files: Files, routes: Sequence[Route], name: QueueId)
     if not numbers:
         files.remove(name)
         return 0
-    state.insert(
-        rows(
-            name, message.envelope, routes, arrived_s=message.arrived_s, size_octets=message.content_octets,
-            local=message.local, numbers=numbers,
-        )
+    row = rows(
+        name, message.envelope, routes, arrived_s=message.arrived_s, size_octets=message.content_octets,
+        local=message.local, numbers=numbers,
     )  # fmt: skip
+    state.insert([row])
     return 1
 
 
@@ -125,5 +124,5 @@ def reconcile(state: State, files: Files) -> tuple[int, int]:
         with state.transaction():
             for queue_id in lost:
                 _log.error("queue_file_missing", queue_id=queue_id)
-                state.delete(queue_id)
+            state.delete(list(lost))
     return len(with_file - with_rows), len(lost)

@@ -30,6 +30,7 @@ from pymx.queue.item import Outcome, QueueId, Result
 
 _VERSION = 1
 _BUSY_S = 60.0
+_ROWS_AT_ONCE = 500  # in one statement: far below what SQLite takes, even of six columns each
 
 _SCHEMA = """
 CREATE TABLE message(
@@ -233,25 +234,49 @@ class State:
 
     # -- writing, inside a transaction ---------------------------------------------------------------------------
 
-    def insert(self, message: NewMessage) -> None:
-        db = self.db
-        db.execute(
-            "INSERT INTO message(queue_id, mail_from, account, arrived_s, size_octets, local) VALUES (?,?,?,?,?,?)",
-            (message.queue_id, message.mail_from, message.account, message.arrived_s, message.size_octets,
-             message.local),
-        )  # fmt: skip
-        destinations = dict.fromkeys(destination for _, destination, _, _ in message.recipients)
-        db.executemany(
-            "INSERT INTO delivery(queue_id, destination, next_s) VALUES (?,?,?)",
-            [(message.queue_id, destination, message.arrived_s) for destination in destinations],
+    # Each step of a statement lets go of the interpreter lock, and in a busy server getting it back takes longer than
+    # the step: so as many rows as there are in one.
+
+    def insert(self, messages: Sequence[NewMessage]) -> None:
+        self._insert(
+            "message(queue_id, mail_from, account, arrived_s, size_octets, local)",
+            [(m.queue_id, m.mail_from, m.account, m.arrived_s, m.size_octets, m.local) for m in messages],
         )
-        db.executemany(
-            "INSERT INTO recipient(queue_id, number, destination, address, domain) VALUES (?,?,?,?,?)",
-            [(message.queue_id, *row) for row in message.recipients],
+        self._insert(
+            "delivery(queue_id, destination, next_s)",
+            [
+                (m.queue_id, destination, m.arrived_s)
+                for m in messages
+                for destination in dict.fromkeys(destination for _, destination, _, _ in m.recipients)
+            ],
+        )
+        self._insert(
+            "recipient(queue_id, number, destination, address, domain)",
+            [(m.queue_id, *row) for m in messages for row in m.recipients],
         )
 
-    def record(self, finished: Finished) -> bool:
-        """Write down what an attempt led to. True when the message needs nothing more and its file may go."""
+    def _insert(self, into: str, rows: Sequence[tuple[object, ...]]) -> None:
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            part = rows[start : start + _ROWS_AT_ONCE]
+            marks = ",".join([f"({','.join('?' * len(part[0]))})"] * len(part))
+            self.db.execute(f"INSERT INTO {into} VALUES {marks}", [value for row in part for value in row])  # noqa: S608
+
+    def record(self, ends: Iterable[Finished]) -> list[QueueId]:
+        """Write down what attempts led to; the messages that need nothing more, whose files may go."""
+        gone: list[QueueId] = []
+        untried: list[QueueId] = []
+        tried: list[QueueId] = []
+        for end in ends:
+            if end.whole and not end.postponed and len(end.done) == len(end.item.numbers):
+                (tried if end.item.attempts else untried).append(end.item.queue_id)
+            elif self._record(end):
+                gone.append(end.item.queue_id)
+        self.delete(untried, was_tried=False)
+        self.delete(tried)
+        return gone + untried + tried
+
+    def _record(self, finished: Finished) -> bool:
+        """As `record`, of what is left of its message besides; True when nothing is."""
         db, item = self.db, finished.item
         if finished.postponed:
             db.execute(
@@ -261,13 +286,10 @@ class State:
             )
             return False
         done = finished.done
-        if finished.whole and len(done) == len(item.numbers):
-            self.delete(item.queue_id, was_tried=item.attempts > 0)
-            return True
         if len(done) == len(item.numbers):
             db.execute("DELETE FROM delivery WHERE queue_id = ? AND destination = ?", (item.queue_id, item.destination))
             if db.execute("SELECT 1 FROM delivery WHERE queue_id = ? LIMIT 1", (item.queue_id,)).fetchone() is None:
-                self.delete(item.queue_id)
+                self.delete([item.queue_id])
                 return True
         else:
             reason = next((o.reply for _, o in finished.outcomes if o.result is Result.DEFERRED), "")
@@ -293,11 +315,13 @@ class State:
         )  # fmt: skip
         return False
 
-    def delete(self, queue_id: QueueId, *, was_tried: bool = True) -> None:
-        for table in (
-            ("message", "delivery", "recipient", "attempt") if was_tried else ("message", "delivery", "recipient")
-        ):
-            self.db.execute(f"DELETE FROM {table} WHERE queue_id = ?", (queue_id,))  # noqa: S608  # names from above
+    def delete(self, queue_ids: Sequence[QueueId], *, was_tried: bool = True) -> None:
+        tables = ("message", "delivery", "recipient", "attempt") if was_tried else ("message", "delivery", "recipient")
+        for start in range(0, len(queue_ids), _ROWS_AT_ONCE):
+            part = queue_ids[start : start + _ROWS_AT_ONCE]
+            marks = ",".join("?" * len(part))
+            for table in tables:
+                self.db.execute(f"DELETE FROM {table} WHERE queue_id IN ({marks})", part)  # noqa: S608
 
     def take(self, want: Want) -> Taken:
         """Lease due deliveries: new ones in order, deferred ones as they fall due, never one destination alone."""
@@ -336,17 +360,35 @@ class State:
             rows += room.admit([row for row in found if row[0] not in known])
             taken.refilled.add((destination, fresh))
         taken.spilled = room.spilled
-        self.db.executemany("UPDATE delivery SET lease = ? WHERE id = ?", [(want.lease, row[0]) for row in rows])
-        for delivery, queue_id, destination, is_fresh, attempts, next_s in rows:
-            numbers = self.db.execute(
-                "SELECT number FROM recipient WHERE queue_id = ? AND destination = ?", (queue_id, destination)
-            ).fetchall()
-            arrived_s, told = self.facts(QueueId(queue_id)) or (want.now, False)
-            taken.items.append(
-                Item(delivery, QueueId(queue_id), destination, bool(is_fresh), attempts,
-                     tuple(n for (n,) in numbers), next_s, arrived_s, told)
-            )  # fmt: skip
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            taken.items += self._leased(rows[start : start + _ROWS_AT_ONCE], want.lease)
         return taken
+
+    def _leased(self, rows: Sequence[tuple[int, str, str, int, int, float]], lease: int) -> list[Item]:
+        ids = [row[0] for row in rows]
+        among = f"id IN ({','.join('?' * len(ids))})"
+        self.db.execute(f"UPDATE delivery SET lease = ? WHERE {among}", (lease, *ids))  # noqa: S608
+        messages = {
+            delivery: (arrived_s, bool(told))
+            for delivery, arrived_s, told in self.db.execute(
+                "SELECT d.id, m.arrived_s, m.told FROM delivery d JOIN message m ON m.queue_id = d.queue_id"  # noqa: S608
+                f" WHERE d.{among}",
+                ids,
+            ).fetchall()
+        }
+        numbers: dict[int, list[int]] = {delivery: [] for delivery in ids}
+        for delivery, number in self.db.execute(
+            "SELECT d.id, r.number FROM delivery d"  # noqa: S608
+            " JOIN recipient r ON r.queue_id = d.queue_id AND r.destination = d.destination"
+            f" WHERE d.{among} ORDER BY r.number",
+            ids,
+        ).fetchall():
+            numbers[delivery].append(number)
+        return [
+            Item(delivery, QueueId(queue_id), destination, bool(is_fresh), attempts, tuple(numbers[delivery]), next_s,
+                 *messages.get(delivery, (next_s, False)))
+            for delivery, queue_id, destination, is_fresh, attempts, next_s in rows
+        ]  # fmt: skip
 
     def void_leases(self, deliveries: Iterable[int] | None = None) -> None:
         """Give leased deliveries back: some, or all (when no runner can be alive)."""

@@ -97,7 +97,7 @@ class Simulation:
                 name = QueueId(f"Q{self._number:07}")
                 domain = domains[n % len(domains)]
                 rows = [(0, domain, f"x@{domain}", domain)]
-                self.state.insert(NewMessage(name, str(ALICE), "", self.now, 1000, False, rows))
+                self.state.insert([NewMessage(name, str(ALICE), "", self.now, 1000, False, rows)])
                 names.append(name)
             if deferred:
                 self.state.db.execute("UPDATE delivery SET fresh = 0, attempts = 3 WHERE queue_id >= ?", (names[0],))
@@ -152,8 +152,7 @@ class Simulation:
 
     def _record(self) -> None:
         with self.state.transaction(durable=False):
-            for finished in self._ends:
-                self.state.record(finished)
+            self.state.record(self._ends)
         self._ends.clear()
 
     def run(self, until: float) -> Iterator[float]:
