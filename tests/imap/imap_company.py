@@ -401,6 +401,13 @@ class Company(RuleBasedStateMachine):
         if view is not None and session.ear.qresync:
             session.kept[id(view.box)] = (view.modseq, view.sure, {uid: view.flags[uid] for uid in view.sure})
 
+    async def _close(self, session: Session) -> None:
+        view = session.view
+        if not view.read_only:
+            self.world.remove(view.box, view.box.deleted(view.sure))
+        self._leave(session)
+        await self.ask(session, "CLOSE")
+
     async def _status(self, session: Session, box: Box) -> None:
         items = "MESSAGES UNSEEN DELETED UIDNEXT UIDVALIDITY" + (" HIGHESTMODSEQ" if session.ear.condstore else "")
         heard = await self.tell(session, f"STATUS {box.name} ({items})")

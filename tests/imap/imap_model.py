@@ -97,6 +97,19 @@ class Box:
     def gone_since(self, when: int) -> set[int]:
         return {uid for uid, at in self.gone.items() if at > when}
 
+    def matches(self, uid: int, key: str, since: int) -> bool:
+        """Whether SEARCH finds it; `since` is for MODSEQ."""
+        flags = self.messages[uid].flags
+        return {
+            "ALL": True,
+            "SEEN": b"\\Seen" in flags,
+            "UNSEEN": b"\\Seen" not in flags,
+            "DELETED": b"\\Deleted" in flags,
+            "KEYWORD work": b"work" in flags,
+            "UNKEYWORD $Label": b"$Label" not in flags,
+            "MODSEQ": self.messages[uid].changed > since,
+        }[key]
+
     def touched_by_others(self, session: int, since: int) -> set[int]:
         """UIDs whose flags somebody else changed."""
         recent = [(uid, by) for when, uid, by in self.touched if when > since]

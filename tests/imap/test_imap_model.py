@@ -66,11 +66,11 @@ class Sessions(Company):
 
         async def act() -> None:
             session = await self.selected(number)
-            view = session.view
-            if expunge and not view.read_only:
-                self.world.remove(view.box, view.box.deleted(view.sure))
-            self._leave(session)
-            await self.ask(session, "CLOSE" if expunge else "UNSELECT")
+            if expunge:
+                await self._close(session)
+            else:
+                self._leave(session)
+                await self.ask(session, "UNSELECT")
 
         self.play(act())
 
@@ -247,7 +247,7 @@ class Sessions(Company):
         """It is not told of an expunge during FETCH, STORE and SEARCH, and may leave right after, knowing of none."""
 
         async def act() -> None:
-            able = [one.number for one in self.sessions if one.mode == "qresync"] if back else []
+            able = [one.number for one in self.sessions if one.mode == "qresync"] if back or silent else []
             session = await self.selected(able[0] if able else number)
             box = session.view.box
             other = await self.ready((session.number + 1) % 3)
@@ -258,11 +258,26 @@ class Sessions(Company):
             if then == "store" or back:
                 await self._store(session, ~mask & 63, False, "+", flags, silent, None)
             elif then == "fetch":
-                await self._fetch(session, 63, False, None)
+                await self._fetch(session, 63, silent, 0 if silent else None)
             else:
                 await self._search(session, False, "ALL", 1)
             if back:
                 await self._select(session, box, read_only=session.view.read_only, point=0)
+
+        self.play(act())
+
+    @rule(number=sessions, close=st.booleans())
+    def expunge_blindly(self, number: int, close: bool) -> None:
+        """EXPUNGE and CLOSE spare what the session has not been told of."""
+
+        async def act() -> None:
+            session = await self.selected(number)
+            await self._append(await self.ready((number + 1) % 3), session.view.box, frozenset({b"\\Deleted"}))
+            await self._listen_to_all()
+            if close:
+                await self._close(session)
+            else:
+                await self._expunge(session, 63, "EXPUNGE")
 
         self.play(act())
 
@@ -364,7 +379,7 @@ class Sessions(Company):
         if key == "MODSEQ":
             modseq, since = view.box.points[-point % len(view.box.points)]
             text = f"MODSEQ {modseq + 1}"
-        wanted = [uid for uid in view.sure if uid in there and self._matches(view.box, uid, key, since)]
+        wanted = [uid for uid in view.sure if uid in there and view.box.matches(uid, key, since)]
         uid_form = by_uid or session.ear.uidonly
         before = view.sure
         heard = await self.tell(session, f"{'UID ' if uid_form else ''}SEARCH {text}", quiet=not uid_form)
@@ -377,19 +392,6 @@ class Sessions(Company):
         uids = told if uid_form else [before[number - 1] for number in told]
         # one whose expunge was not told yet may still be found
         assert [uid for uid in uids if uid in there or uid not in before] == wanted
-
-    @staticmethod
-    def _matches(box: Box, uid: int, key: str, since: int) -> bool:
-        flags = box.messages[uid].flags
-        return {
-            "ALL": True,
-            "SEEN": b"\\Seen" in flags,
-            "UNSEEN": b"\\Seen" not in flags,
-            "DELETED": b"\\Deleted" in flags,
-            "KEYWORD work": b"work" in flags,
-            "UNKEYWORD $Label": b"$Label" not in flags,
-            "MODSEQ": box.messages[uid].changed > since,
-        }[key]
 
     # --- a foreign program
 
