@@ -283,17 +283,20 @@ def _look(
     number = mailbox_number(db, guid, uidvalidity)
     if number is None:
         return Narrowing({}, wants_build=True)
-    there: set[int] = set()
-    left_out: set[int] = set()
-    for volume, blob in db.execute("SELECT volume, uids FROM covered WHERE mailbox=?", (number,)).fetchall():
-        (left_out if volume == LEFT_OUT else there).update(array("I", blob))
-    if there and max(there) >= uidnext():
+    covered = db.execute("SELECT volume, uids FROM covered WHERE mailbox=?", (number,)).fetchall()
+    there = array("I", sorted(array("I", b"".join([blob for volume, blob in covered if volume != LEFT_OUT]))))
+    if there and there[-1] >= uidnext():
         # The mailbox was set back to an earlier state, and UIDs may be other messages' by now.
         raise Damaged(f"knows UIDs that mailbox {guid} never gave")
-    uncovered = set(uids) - there
-    unknown = len(uncovered - left_out)
+    if array("I", uids[: len(there)]) == there:
+        uncovered = set(uids[len(there) :])  # as it is where nothing was expunged; sets of them all take longer
+    else:
+        uncovered = set(uids).difference(there)
+    unknown = len(uncovered)
+    if uncovered:
+        unknown = len(uncovered.difference(*(array("I", blob) for volume, blob in covered if volume == LEFT_OUT)))
     wants_build = (unknown > _FEW or not there) and unknown > 0 and not meta(db, "full")
-    volumes = [v for (v,) in db.execute("SELECT volume FROM covered WHERE mailbox=? AND volume > 0", (number,))]
+    volumes = [volume for volume, _ in covered if volume > 0]
     low = number << UID_BITS
     possible: dict[Asked, set[int]] = {}
     for key in keys:

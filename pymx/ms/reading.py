@@ -57,12 +57,13 @@ def read_header(box: Box, uid: int) -> bytes | None:
     if fd is None:
         return None
     try:
-        return _header(fd)
+        return header_of(fd)
     finally:
         os.close(fd)
 
 
-def _header(fd: int) -> bytes:
+def header_of(fd: int) -> bytes:
+    """As `read_header`, of an open file."""
     data = bytearray()
     while len(data) < MAX_HEADER_OCTETS and (piece := os.read(fd, 16384)):
         searched = max(0, len(data) - 2)
@@ -90,7 +91,7 @@ def fill_keys(box: Box, low: int, uids: Sequence[int], render: Render, stopped: 
                 header = read_header(box, uid)
             else:
                 try:
-                    header = _header(fd)
+                    header = header_of(fd)
                 finally:
                     os.close(fd)
             if header is not None:

@@ -354,7 +354,12 @@ def _unfold(header: bytes) -> bytes:
 
 def _header_text(header: bytes) -> str:
     """All fields of a header block decoded and folded, one a line."""
-    return "\n".join([fold(decode_header(line)) for line in _unfold(header).split(b"\n")])
+    return "\n".join(
+        [
+            line.decode("ascii").lower() if _is_plain(line) and b"\r" not in line else fold(decode_header(line))
+            for line in _unfold(header).split(b"\n")
+        ]
+    )
 
 
 def _part_headers(part: Part, whole: bytes) -> Iterator[str]:
