@@ -289,6 +289,7 @@ class Mailbox:
         view = _SearchView(self)
 
         def find(_: Account) -> tuple[list[int], bool]:
+            view.name_keywords(self._keywords())
             narrowing = None
             if self._store.fulltext:
                 narrowing = searching.narrow(self._box, self._guid, self.uidvalidity, criterion, view.uids)
@@ -481,7 +482,11 @@ class _SearchView:
         self._box = mailbox._box
         self._low = mailbox._low
         self._stopped = mailbox._is_stopped
-        self._keywords = {name.lower(): bit for bit, name in enumerate(mailbox.keywords) if name}
+        self._keywords: dict[str, int] = {}
+
+    def name_keywords(self, keywords: Sequence[str]) -> None:
+        """What the bits are called now: others may have named new ones, and old ones anew, since the session was told."""
+        self._keywords = {name.lower(): bit for bit, name in enumerate(keywords) if name}
 
     def rows(self, uids: Sequence[int]) -> Iterable[MessageRow]:
         for start in range(0, len(uids), rows.BATCH):

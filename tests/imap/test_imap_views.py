@@ -171,3 +171,13 @@ async def test_flags_changed_by_others_are_told_when_the_mailbox_gets_another_na
     assert b"\\Flagged" in told
     await one.close()
     await two.close()
+
+
+async def test_search_finds_a_keyword_that_others_have_just_made(rig: Rig) -> None:
+    """RFC 3501 s. 6.4.4: by what the messages are now, also where FLAGS has not named the keyword yet."""
+    await rig.deliver(MESSAGE)
+    one, two = await rig.select(), await rig.select()
+    await two.ok("STORE 1 +FLAGS ($Label)")
+    assert (await one.ok("SEARCH KEYWORD $Label"))[0] == b"* SEARCH 1"
+    await one.close()
+    await two.close()
