@@ -7,10 +7,12 @@ work in threads, one hop each, and raise `StoreError` only.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 from array import array
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -36,12 +38,13 @@ from pymx.ms.change import Change
 from pymx.ms.copying import Copied
 from pymx.ms.errors import NoSuchMailbox, ReadOnly, Stopped
 from pymx.ms.index import FLAGGED
+from pymx.ms.listing import Listing, Pieces
 from pymx.ms.measure import wire_size
 from pymx.ms.message import StoredMessage
 from pymx.ms.objectid import email_id, mailbox_id
 from pymx.ms.owner import Owner
 from pymx.ms.row import FILLING
-from pymx.ms.rows import Listing, MessageRow
+from pymx.ms.rows import MessageRow
 
 if TYPE_CHECKING:
     from pymx.ms.store import Store
@@ -170,17 +173,23 @@ class Mailbox:
     def _rows(self, uids: Sequence[int], rendered: bool, dated: bool, _: Account) -> list[MessageRow]:
         return reading.rows(self._box, self._low, uids, rendered, self._store.render, dated=dated)
 
-    async def listings(self, uids: Sequence[int], columns: Sequence[str]) -> AsyncIterator[Listing]:
-        """As `rows`, but columns of text for a listing of many messages: see `Listing`."""
-        for start in range(0, len(uids), rows.BATCH):
-            work = functools.partial(self._listing, uids[start : start + rows.BATCH], columns)
-            batch = await self._run(work, bulk=len(uids) > _BULK_MESSAGES)
-            if batch.uids:
-                yield batch
+    async def listings(self, uids: Sequence[int], columns: Sequence[str]) -> AsyncGenerator[Listing, None]:
+        """As `rows`, but columns of text, see `Listing`. Of many messages the next ones are read meanwhile."""
+        pieces = Pieces(uids, columns)
+        if pieces.rendered and len(uids) > prerender.LEAST:
+            await self.prepare_rendering()
+        hop = functools.partial(self._hop, pieces)
+        if len(uids) > _BULK_MESSAGES:
+            async with aclosing(pieces.read_ahead(lambda: self._begin(hop))) as found:
+                async for piece in found:
+                    yield piece
+            return
+        while not pieces.done:
+            for piece in await self._run(hop):
+                yield piece
 
-    def _listing(self, uids: Sequence[int], columns: Sequence[str], _: Account) -> Listing:
-        with self._box.home.index.read() as db:
-            return rows.listing(db, self._low, uids, columns)
+    def _hop(self, pieces: Pieces, _: Account) -> list[Listing]:
+        return pieces.hop(self._box, self._low, self._store.render)
 
     async def prepare_rendering(self) -> None:
         """Ask for help if most of a large mailbox is not rendered yet: another process begins at its end."""
@@ -452,11 +461,17 @@ class Mailbox:
         self._store.release(self._account)
 
     async def _run(self, function: Callable[[Account], T], *, bulk: bool = False) -> T:
+        return await self._store.run(self.owner, self._checked(function), bulk=bulk)
+
+    def _begin(self, function: Callable[[Account], T]) -> asyncio.Future[T]:
+        return self._store.begin(self.owner, self._checked(function))
+
+    def _checked(self, function: Callable[[Account], T]) -> Callable[[Account], T]:
         def run(account: Account) -> T:
             self._check_same()
             return function(account)
 
-        return await self._store.run(self.owner, run, bulk=bulk)
+        return run
 
     def _check_same(self) -> None:
         """Raise NoSuchMailbox if the name is another mailbox's by now: its UIDs are those of other messages."""

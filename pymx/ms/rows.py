@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pymx.ms.index import UID_MASK, Connection
@@ -23,22 +22,6 @@ _RENDERED = (
 )
 BATCH = 2000
 _BY_VALUE = 900
-_LISTED = {
-    "flags": "CASE keywords WHEN 0 THEN flags ELSE flags || ':' || keywords END",
-    "modseq": "modseq",
-    "octets": "octets",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """Messages as columns of decimal text.
-
-    `texts` has "uid" and what else was asked for: "modseq", "octets", "flags" (`1`, or with keywords `1:4`).
-    """
-
-    uids: Sequence[int]
-    texts: dict[str, list[str]]
 
 
 def select(db: Connection, low: int, uids: Sequence[int], *, columns: str = COLUMNS) -> list[MessageRow]:
@@ -61,38 +44,6 @@ def select(db: Connection, low: int, uids: Sequence[int], *, columns: str = COLU
         places = ",".join("?" * len(ids))
         out += db.execute(f"SELECT {columns} FROM message WHERE id IN ({places}) ORDER BY id", ids).fetchall()  # noqa: S608
     return out
-
-
-def listing(db: Connection, low: int, uids: Sequence[int], columns: Sequence[str]) -> Listing:
-    """Columns of `uids` (ascending); expunged ones are absent."""
-    texts = _aggregated(db, low, uids, columns)
-    if texts is not None:
-        return Listing(uids, texts)
-    names = ", ".join(["id & 4294967295", *(_LISTED[column] for column in columns)])
-    found = select(db, low, uids, columns=names)
-    made = zip(*found, strict=True) if found else [()] * (1 + len(columns))
-    texts = {column: [str(value) for value in values] for column, values in zip(("uid", *columns), made, strict=True)}
-    return Listing([row[0] for row in found], texts)
-
-
-def _aggregated(db: Connection, low: int, uids: Sequence[int], columns: Sequence[str]) -> dict[str, list[str]] | None:
-    """The columns in one row of SQLite's, which makes a text in a third of the time of so many tuples.
-
-    None where the messages of this range are not just those wanted.
-    """
-    if not uids or uids[-1] - uids[0] >= 4 * len(uids):
-        return None
-    wanted = list(map(str, uids))
-    names = ", ".join(["group_concat(id & 4294967295)", *(f"group_concat({_LISTED[column]})" for column in columns)])
-    there, *found = db.execute(
-        f"SELECT {names} FROM message WHERE id BETWEEN ? AND ?",  # noqa: S608  (expressions of our own)
-        (low | uids[0], low | uids[-1]),
-    ).fetchone()
-    if there != ",".join(wanted):
-        return None
-    texts = {column: text.split(",") for column, text in zip(columns, found, strict=True)}
-    texts["uid"] = wanted
-    return texts
 
 
 def select_rendered(db: Connection, low: int, uids: Sequence[int]) -> list[MessageRow]:

@@ -217,17 +217,28 @@ class Store:
 
     async def run(self, owner: Owner, function: Callable[[Account], T], *, bulk: bool = False) -> T:
         """`function(account)` in a thread, with the account kept open meanwhile and errors translated."""
+        if bulk:
+            return await self.begin(owner, function)
         account = self._account(owner)
         account.uses += 1
         try:
-            work = functools.partial(account.call, functools.partial(function, account))
-            if bulk:
-                return await asyncio.get_running_loop().run_in_executor(self._bulk, work)
-            return await self._threads.run(work)
+            return await self._threads.run(functools.partial(account.call, functools.partial(function, account)))
         finally:
-            account.uses -= 1
-            if account.home.index.wants_checkpoint:
-                self._bulk.submit(_aside, account, account.tidy)
+            self._ran(account)
+
+    def begin(self, owner: Owner, function: Callable[[Account], T]) -> asyncio.Future[T]:
+        """As `run` with `bulk`, under way when this returns; the caller awaits it."""
+        account = self._account(owner)
+        account.uses += 1
+        work = functools.partial(account.call, functools.partial(function, account))
+        future = asyncio.get_running_loop().run_in_executor(self._bulk, work)
+        future.add_done_callback(lambda _: self._ran(account))
+        return future
+
+    def _ran(self, account: Account) -> None:
+        account.uses -= 1
+        if account.home.index.wants_checkpoint and not self._closing:
+            self._bulk.submit(_aside, account, account.tidy)
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Plain file work in a thread."""

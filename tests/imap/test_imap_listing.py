@@ -1,4 +1,4 @@
-"""FETCH of flags and numbers, which goes a way of its own (columns of text), says what FETCH of rows says."""
+"""FETCH of what the store has as columns of text goes a way of its own, and says what FETCH of rows says."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import pytest
 from imap_rig import Client, Rig
 
 MESSAGE = b"From: a@example.test\r\nSubject: hello\r\n\r\nText\r\n"
+LONG = [
+    "UID FLAGS INTERNALDATE RFC822.SIZE ENVELOPE BODYSTRUCTURE",
+    "BODYSTRUCTURE INTERNALDATE FLAGS ENVELOPE ENVELOPE UID",
+    "BODYSTRUCTURE",
+]
 KEYWORDS = [f"$Keyword{n}" for n in range(40)]  # more than Maildir has letters
 
 
@@ -26,13 +31,16 @@ async def filled(rig: Rig, count: int) -> Client:
     client = await rig.select()
     for number in range(count):
         flags = chance.sample(["\\Seen", "\\Answered", "\\Flagged", "\\Draft"], chance.randrange(4))
-        await client.append(MESSAGE + b"x" * number, flags=" ".join(flags + chance.sample(KEYWORDS, number % 5)))
+        head = (
+            b"Subject: gr\xfc\xdfe\r\n" if number == 6 else b"Date: Tue, %d Nov 2026 10:00:00 +0000\r\n" % (number + 1)
+        )
+        await client.append(head + MESSAGE + b"x" * number, flags=" ".join(flags + chance.sample(KEYWORDS, number % 5)))
     await client.ok("UID STORE 3,4,9 +FLAGS.SILENT (\\Deleted)")
     await client.ok("EXPUNGE")
     return client
 
 
-@pytest.mark.parametrize("items", ["UID FLAGS", "FLAGS", "UID", "RFC822.SIZE FLAGS MODSEQ UID", "FLAGS FLAGS"])
+@pytest.mark.parametrize("items", ["UID FLAGS", "FLAGS", "UID", "RFC822.SIZE FLAGS MODSEQ UID", "FLAGS FLAGS", *LONG])
 @pytest.mark.parametrize("messages", ["1:*", "2:5", "1,7,20", "*", "20,3:4"])
 async def test_listing_says_what_rows_say(rig: Rig, items: str, messages: str) -> None:
     """RFC 3501 s. 7.4.2."""

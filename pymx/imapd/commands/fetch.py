@@ -1,8 +1,8 @@
 """FETCH (RFC 3501 s. 6.4.5), streamed: rows in batches, messages one at a time, the network in pieces of 64 KB.
 
-What needs only rows of the store goes through `RowFormat`, flags and numbers alone through `ListFormat`. Octets of a
-message follow the row's items in the same response. A large message asked for as a whole is never in memory; one that
-is fetched piece by piece (`BODY[]<o.n>`) is kept between the commands for a while.
+What the store has as columns of text goes through `ListFormat`, what else needs only rows through `RowFormat`. Octets
+of a message follow the row's items in the same response. A large message asked for as a whole is never in memory; one
+that is fetched piece by piece (`BODY[]<o.n>`) is kept between the commands for a while.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class _Plan:
 
     @property
     def is_listing(self) -> bool:
-        """Flags and numbers only, as clients ask for of whole mailboxes."""
+        """What clients ask for of whole mailboxes."""
         return not self.needs_message and all(item in LISTED for item in self.row_items)
 
 
@@ -90,10 +90,11 @@ async def _write_listing(client: Client, plan: _Plan, uids: Sequence[int]) -> in
     """How many messages there are."""
     seen = 0
     form = client.list_form(plan.row_items)
-    async for listing in client.selected.listings(uids, form.columns):
-        seen += len(listing.uids)
-        client.write(form.lines(client.numbers(listing.uids), listing.uids, listing.texts))
-        await client.drain()
+    async with aclosing(client.selected.listings(uids, form.columns)) as listings:
+        async for listing in listings:
+            seen += len(listing.uids)
+            client.write(form.lines(client.numbers(listing.uids), listing.uids, listing.texts))
+            await client.drain()
     return seen
 
 

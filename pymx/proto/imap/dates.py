@@ -20,7 +20,8 @@ _LAST_DAY = datetime.date.max.toordinal() - _EPOCH_DAY
 
 
 @lru_cache(maxsize=4096)
-def _day(days: int) -> str:
+def day(days: int) -> str:
+    """The date so many days after the first of 1970, as INTERNALDATE has it."""
     date = datetime.date.fromordinal(_EPOCH_DAY + min(max(days, 1 - _EPOCH_DAY), _LAST_DAY))
     return f"{date.day:2d}-{_MONTHS[date.month - 1]}-{date.year:04d}"
 
@@ -28,7 +29,7 @@ def _day(days: int) -> str:
 def internaldate(unix_s: int) -> bytes:
     """`"24-Nov-2026 10:13:13 +0000"`, with its quotes."""
     days, seconds = divmod(unix_s, 86400)
-    return b'"%b %02d:%02d:%02d +0000"' % (_day(days).encode(), seconds // 3600, seconds // 60 % 60, seconds % 60)
+    return b'"%b %02d:%02d:%02d +0000"' % (day(days).encode(), seconds // 3600, seconds // 60 % 60, seconds % 60)
 
 
 def parse_date_time(text: bytes) -> int:

@@ -3,8 +3,8 @@
 A row is `(uid, modseq, flags, keywords, octets, internaldate, savedate, envelope, bodystructure, emailid, preview)`,
 the first seven always and of the rest as much as the items need. Every item becomes a column that `zip` and one `%`
 format put together, so that a flag listing costs a fraction of a microsecond per message: everything per row happens in
-C but for the format itself. Where all items are numbers and flags (`LISTED`), `ListFormat` does the same from columns
-of text, as the store can give them too.
+C but for the format itself. Where all items are in `LISTED`, `ListFormat` does the same from columns
+of text, as the store can give them too, ENVELOPE and BODYSTRUCTURE among them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from operator import itemgetter
+from string import Formatter
 from typing import Any
 
-from pymx.proto.imap.dates import internaldate
+from pymx.proto.imap.dates import day, internaldate
 from pymx.proto.imap.response import flag_list, nstring
 
 Row = tuple[Any, ...]
@@ -116,16 +117,19 @@ class RowFormat:
         return b"FLAGS (%b)" % texts[row[FLAGS], row[KEYWORDS]]
 
 
-# Items that a listing has: their text, and the column of the store's listing.
-LISTED: dict[str, tuple[str, str]] = {
-    "UID": ("UID %s", "uid"),
-    "FLAGS": ("FLAGS (%s)", "flags"),
-    "MODSEQ": ("MODSEQ (%s)", "modseq"),
-    "RFC822.SIZE": ("RFC822.SIZE %s", "octets"),
+# Items that a listing has, with the columns of the store's listing in them.
+LISTED: dict[str, str] = {
+    "UID": "UID {uid}",
+    "FLAGS": "FLAGS ({flags})",
+    "MODSEQ": "MODSEQ ({modseq})",
+    "RFC822.SIZE": "RFC822.SIZE {octets}",
+    "INTERNALDATE": 'INTERNALDATE "{day} {time} +0000"',
+    "ENVELOPE": "ENVELOPE {envelope}",
+    "BODYSTRUCTURE": "BODYSTRUCTURE {bodystructure}",
 }
 
 
-class _StateTexts(dict[str, str]):
+class _StateTexts(dict[bytes, bytes]):
     """Flags and keywords as a listing has them (`1`, `1:4`) → the text between the parentheses, made once each."""
 
     __slots__ = ("_texts",)
@@ -134,14 +138,26 @@ class _StateTexts(dict[str, str]):
         super().__init__()
         self._texts = texts
 
-    def __missing__(self, state: str) -> str:
-        flags, _, keywords = state.partition(":")
-        text = self[state] = self._texts[int(flags), int(keywords or "0")].decode("ascii")
+    def __missing__(self, state: bytes) -> bytes:
+        flags, _, keywords = state.partition(b":")
+        text = self[state] = self._texts[int(flags), int(keywords or b"0")]
+        return text
+
+
+class _DayTexts(dict[bytes, bytes]):
+    """Days since 1970 → what INTERNALDATE says of them."""
+
+    def __missing__(self, days: bytes) -> bytes:
+        text = self[days] = day(int(days)).encode()
         return text
 
 
 class ListFormat:
-    """As `RowFormat`, for items that are all in `LISTED`."""
+    """As `RowFormat`, for items that are all in `LISTED`, from columns of text.
+
+    A few short values are put into a template; with ENVELOPE or BODYSTRUCTURE among them, values and what stands
+    between them are joined in one call for all messages, so that each is copied once.
+    """
 
     def __init__(
         self,
@@ -154,30 +170,40 @@ class ListFormat:
         self._first_recent = first_recent
         self._old = _StateTexts(FlagTexts(keywords, recent=False))
         self._recent = _StateTexts(FlagTexts(keywords, recent=True))
-        listed = [LISTED[item] for item in items]
-        self._columns = [column for _, column in listed]
-        self._template = f"* %s {response.decode()} ({' '.join([text for text, _ in listed])})\r\n"
+        self._days = _DayTexts()
+        line = " (" + " ".join([LISTED[item] for item in items]) + ")\r\n"
+        *before, (tail, _, _, _) = Formatter().parse(line)
+        self._columns = [column or "" for _, column, _, _ in before]
+        between = [text.encode() for text, _, _, _ in before]
+        self._template = b"* %d " + response + b"".join([text + b"%b" for text in between]) + tail.encode()
+        self._between = [b"* ", b"", b" " + response + between[0], *[x for text in between[1:] for x in (b"", text)]]
+        self._between += (b"", tail.encode())
 
     @property
     def columns(self) -> list[str]:
         """What to ask the store for."""
         return [column for column in dict.fromkeys(self._columns) if column != "uid"]
 
-    def lines(self, numbers: Sequence[int], uids: Sequence[int], texts: Mapping[str, Sequence[str]]) -> bytes:
+    def lines(self, numbers: Sequence[int], uids: Sequence[int], texts: Mapping[str, Sequence[bytes]]) -> bytes:
         """Responses for `uids` (ascending), whose columns `texts` are."""
-        split = bisect_left(uids, self._first_recent)
-        if "flags" not in texts or split in (0, len(uids)):
-            return self._format(numbers, texts, self._old if split else self._recent)
-        before = {column: values[:split] for column, values in texts.items()}
-        after = {column: values[split:] for column, values in texts.items()}
-        return self._format(numbers[:split], before, self._old) + self._format(numbers[split:], after, self._recent)
+        values = [self._values(column, uids, texts) for column in self._columns]
+        if "envelope" not in texts and "bodystructure" not in texts:
+            template = self._template
+            return b"".join([template % row for row in zip(numbers, *values, strict=True)])
+        pieces = self._between * len(uids)
+        width = len(self._between)
+        for at, column in enumerate([[b"%d" % number for number in numbers], *values]):
+            pieces[2 * at + 1 :: width] = column
+        return b"".join(pieces)
 
-    def _format(self, numbers: Sequence[int], texts: Mapping[str, Sequence[str]], states: _StateTexts) -> bytes:
-        columns = [
-            map(states.__getitem__, texts[column]) if column == "flags" else texts[column] for column in self._columns
-        ]
-        template = self._template
-        return "".join([template % values for values in zip(numbers, *columns, strict=True)]).encode("ascii")
+    def _values(self, column: str, uids: Sequence[int], texts: Mapping[str, Sequence[bytes]]) -> Sequence[bytes]:
+        found = texts[column]
+        if column == "day":
+            return list(map(self._days.__getitem__, found))
+        if column == "flags":
+            split = bisect_left(uids, self._first_recent)
+            return [*map(self._old.__getitem__, found[:split]), *map(self._recent.__getitem__, found[split:])]
+        return found
 
 
 def numbers(view: Sequence[int], uids: Sequence[int]) -> Sequence[int]:
