@@ -500,7 +500,7 @@ class _SearchView:
         self._keywords: dict[str, int] = {}
 
     def name_keywords(self, keywords: Sequence[str]) -> None:
-        """What the bits are called now: others may have named new ones, and old ones anew, since the session was told."""
+        """What the bits are called now: others may have named more of them, or some anew, since the client was told."""
         self._keywords = {name.lower(): bit for bit, name in enumerate(keywords) if name}
 
     def rows(self, uids: Sequence[int]) -> Iterable[MessageRow]:
