@@ -22,8 +22,9 @@ from pathlib import Path
 from pymx.accounts.account import Account
 from pymx.config.model import Imap, Mail, Tls
 from pymx.imapd.server import ImapServer
+from pymx.ms.deliveries import Delivery
 from pymx.ms.owner import Owner
-from pymx.ms.store import Append, Delivery, Store
+from pymx.ms.store import Append, Store
 from pymx.net.listener import Caps, Server
 from pymx.net.sessions import Sessions
 from pymx.net.tls import Certificates

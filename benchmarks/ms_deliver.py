@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 from pymx.config.model import Mail
+from pymx.ms.deliveries import Delivery
 from pymx.ms.owner import Owner
-from pymx.ms.store import Delivery, Store
+from pymx.ms.store import Store
 from pymx.proto.imap.render import render
 from pymx.spool import Content
 

@@ -21,9 +21,9 @@ from pymx.accounts.account import Account
 from pymx.mail import header, spam, trace
 from pymx.mail.address import Address
 from pymx.mail.envelope import Envelope, Listener
+from pymx.ms.deliveries import Delivered, Delivery
 from pymx.ms.errors import InvalidName, OverQuota, StorageFull, StoreError
 from pymx.ms.owner import Owner
-from pymx.ms.store import Delivered, Delivery
 from pymx.spool import Content
 
 _log = log.get("mda")

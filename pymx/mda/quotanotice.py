@@ -13,10 +13,11 @@ import time
 from pymx import log
 from pymx.mail.date import format_date
 from pymx.mail.header import build_field
+from pymx.ms.deliveries import Delivery
 from pymx.ms.errors import StoreError
 from pymx.ms.owner import Owner
 from pymx.ms.quota import Crossing, percent
-from pymx.ms.store import Delivery, Store
+from pymx.ms.store import Store
 from pymx.spool import Content
 
 _TEXT = """\

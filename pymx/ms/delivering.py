@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -36,19 +36,6 @@ class Opened:
     first_recent: int
     keywords: list[str]
     early: firstsight.Begun | None = None  # its rows are not written yet
-
-
-def groups(contents: Sequence[Content]) -> list[list[int]]:
-    """Which of these are octet for octet the same message, without reading them."""
-    out: list[list[int]] = []
-    for number, content in enumerate(contents):
-        for group in out:
-            if content.same_as(contents[group[0]]):
-                group.append(number)
-                break
-        else:
-            out.append([number])
-    return out
 
 
 def deliver(

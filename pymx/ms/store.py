@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pymx import log, metrics
+from pymx import log
 from pymx.config import model
 from pymx.ms import (
     appending,
     arrive,
     attributes,
     copying,
+    deliveries,
     delivering,
     firstsight,
     flagging,
@@ -36,6 +37,7 @@ from pymx.ms import (
 from pymx.ms.account import Account
 from pymx.ms.box import Box
 from pymx.ms.change import Changed
+from pymx.ms.deliveries import Delivered, Delivery
 from pymx.ms.disk import Disk
 from pymx.ms.dovecotplace import control_root
 from pymx.ms.errors import MailboxExists, NoSuchMailbox, StoreError, translated
@@ -54,27 +56,6 @@ from pymx.spool import Content
 T = TypeVar("T")
 MAX_OPEN_ACCOUNTS = 32
 _log = log.get("ms")
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A message for one mailbox; a missing mailbox means INBOX, unless `create`."""
-
-    owner: Owner
-    mailbox: str
-    content: Content
-    flags: int = 0
-    create: bool = False
-    exempt: bool = False  # from the account's limits
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """Where it went. The UID is not yet told: whoever shows it to a client passes the told barrier first."""
-
-    mailbox: str
-    uidvalidity: int
-    uid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +127,7 @@ class Store:
         self.render = render
         self._root = os.fsencode(mail.root)
         self._layout = Layout(mail.layout, mail.separator)
-        self._disk = disk or Disk()
+        self.disk = disk or Disk()
         self._boot = boot
         self._host = names.host_part(hostname)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -193,7 +174,7 @@ class Store:
                 root,
                 index,
                 self._layout,
-                disk=self._disk,
+                disk=self.disk,
                 host=self._host,
                 changed=self.hints.publish,
                 boot=self._boot,
@@ -291,94 +272,14 @@ class Store:
 
     # Delivery
 
-    async def deliver(self, deliveries: Sequence[Delivery]) -> list[Delivered | StoreError]:
+    async def deliver(self, several: Sequence[Delivery]) -> list[Delivered | StoreError]:
         """Store each; durable at return. One bad mailbox does not stop the others."""
-        groups = delivering.groups([d.content for d in deliveries])
-        if len(deliveries) == 1:
-            return [await self._deliver_alone(deliveries[0])]
-        out: list[Delivered | StoreError | None] = [None] * len(deliveries)
-        async with asyncio.TaskGroup() as tasks:
-            for group in groups:
-                tasks.create_task(self._deliver_group(deliveries, group, out))
-        return [result for result in out if result is not None]
+        return await deliveries.deliver(self, several)
 
-    async def _deliver_alone(self, delivery: Delivery) -> Delivered | StoreError:
-        try:
-            result = await self.run(delivery.owner, lambda account: self._deliver(account, delivery, None)[0])
-        except StoreError as error:
-            return error
-        metrics.add("store_messages_delivered")
-        return result
-
-    async def _deliver_group(
-        self, deliveries: Sequence[Delivery], group: list[int], out: list[Delivered | StoreError | None]
-    ) -> None:
-        """Equal messages: written once, linked into every mailbox."""
-        if len(group) == 1:
-            out[group[0]] = await self._deliver_alone(deliveries[group[0]])
-            return
-        shared: arrive.Prepared | None = None
-        waiting = list(group)
-        try:
-            while waiting and shared is None:
-                number = waiting.pop(0)
-                delivery = deliveries[number]
-                try:
-                    out[number], shared = await self.run(
-                        delivery.owner, functools.partial(self._deliver, delivery=delivery, shared=None, keep=True)
-                    )
-                except StoreError as error:
-                    out[number] = error
-            async with asyncio.TaskGroup() as tasks:
-                for number in waiting:
-                    tasks.create_task(self._deliver_shared(deliveries[number], shared, number, out))
-        finally:
-            if shared is not None:
-                shared.close(self._disk)
-
-    async def _deliver_shared(
-        self,
-        delivery: Delivery,
-        shared: arrive.Prepared | None,
-        number: int,
-        out: list[Delivered | StoreError | None],
-    ) -> None:
-        try:
-            out[number] = await self.run(delivery.owner, lambda account: self._deliver(account, delivery, shared)[0])
-        except StoreError as error:
-            out[number] = error
-
-    def _deliver(
-        self, account: Account, delivery: Delivery, shared: arrive.Prepared | None, keep: bool = False
-    ) -> tuple[Delivered, arrive.Prepared | None]:
-        if not delivery.exempt:
-            self.check_room(account, delivery.owner, delivery.content.size_octets)
-        box = self._target(account, delivery)
-        try:
-            placed = delivering.deliver(box, delivery.content, delivery.flags, self.render, shared=shared, keep=keep)
-        except NoSuchMailbox:  # deleted or renamed while we waited for its lock
-            box = account.box(INBOX)
-            placed = delivering.deliver(box, delivery.content, delivery.flags, self.render, shared=shared, keep=keep)
-        if placed.filling and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._write_rows, delivery.owner, box)
-        if not delivery.exempt:
-            self.came_in(account, delivery.owner)
-        return Delivered(self._layout.name(box.levels), placed.uidvalidity, placed.uid), placed.prepared
-
-    def _target(self, account: Account, delivery: Delivery) -> Box:
-        levels = self._layout.levels(delivery.mailbox)
-        try:
-            return account.box(levels)
-        except NoSuchMailbox:
-            if not delivery.create:
-                return account.box(INBOX)
-        account.box(INBOX)
-        try:
-            folders.create(account.home, self._layout, levels, "")
-            account.subscribe(levels, subscribe=True)
-        except MailboxExists:
-            pass  # made by somebody else just now
-        return account.box(levels)
+    def rows_missing(self, owner: Owner, box: Box) -> None:
+        """Something came into a mailbox whose rows are not all written, perhaps with nobody at it; in a thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._write_rows, owner, box)
 
     # Quota
 

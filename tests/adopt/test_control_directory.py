@@ -13,11 +13,12 @@ from pymx.config.model import Mail
 from pymx.mail import mutf7
 from pymx.mail.flags import SEEN
 from pymx.ms.audit import Audit
+from pymx.ms.deliveries import Delivery
 from pymx.ms.dovecotplace import Location, Place, expand
 from pymx.ms.layout import Layout
 from pymx.ms.mend import Mending, index_path, open_account
 from pymx.ms.owner import Owner
-from pymx.ms.store import Append, Delivery, Store
+from pymx.ms.store import Append, Store
 from pymx.spool import Content
 
 OWNER = Owner("example.test", "alice")

@@ -19,8 +19,9 @@ from support.tls import TlsFiles
 from pymx.accounts.account import Account, AuthenticationFailed, AuthenticationUnavailable
 from pymx.config.model import Imap, Mail
 from pymx.imapd.server import ImapServer
+from pymx.ms.deliveries import Delivered, Delivery
 from pymx.ms.owner import Owner
-from pymx.ms.store import Delivered, Delivery, Store
+from pymx.ms.store import Store
 from pymx.net.listener import Caps, Server
 from pymx.net.sessions import Sessions
 from pymx.proto.imap.render import render

@@ -13,7 +13,8 @@ from support.tls import TlsFiles
 from support.wait import wait_until
 
 from pymx.config.model import Mail
-from pymx.ms.store import Delivery, Store
+from pymx.ms.deliveries import Delivery
+from pymx.ms.store import Store
 from pymx.proto.imap.render import render
 from pymx.spool import Content
 

@@ -15,7 +15,8 @@ from pymx.config.model import Imap, Mail
 from pymx.imapd.client import Client
 from pymx.imapd.namespace import Namespace
 from pymx.imapd.notify import Notifications
-from pymx.ms.store import Delivered, Delivery, Store
+from pymx.ms.deliveries import Delivered, Delivery
+from pymx.ms.store import Store
 from pymx.proto.imap.commands.notify import EventGroup
 from pymx.proto.imap.render import render
 from pymx.spool import Content

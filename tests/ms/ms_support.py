@@ -7,10 +7,11 @@ from pathlib import Path
 
 from pymx.config.model import Mail
 from pymx.ms.box import Box
+from pymx.ms.deliveries import Delivery
 from pymx.ms.mailbox import Mailbox
 from pymx.ms.owner import Owner
 from pymx.ms.row import Row
-from pymx.ms.store import Delivery, Store
+from pymx.ms.store import Store
 from pymx.spool import Content
 
 OWNER = Owner("example.test", "alice")

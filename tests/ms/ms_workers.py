@@ -17,10 +17,11 @@ from typing import Any
 from ms_support import content, new_store
 
 from pymx.mail.flags import DELETED
+from pymx.ms.deliveries import Delivered, Delivery
 from pymx.ms.errors import NoSuchMailbox, StoreError
 from pymx.ms.mailbox import Mailbox
 from pymx.ms.owner import Owner
-from pymx.ms.store import Append, Delivered, Delivery, Store
+from pymx.ms.store import Append, Store
 
 Message = tuple[str, int, tuple[str, ...]]  # token, flags, keywords
 

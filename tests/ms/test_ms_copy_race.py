@@ -28,7 +28,7 @@ class Renaming(Disk):
 async def test_copy_follows_files_that_are_renamed_meanwhile(tmp_path: Path) -> None:
     """A STORE of another session between the look-up and the link must not fail a COPY."""
     store = new_store(tmp_path)
-    disk = store._disk = Renaming()
+    disk = store.disk = Renaming()
     await store.start()
     uids = await deliver(store, "one", "two", "three")
     await store.create(OWNER, "Trash")

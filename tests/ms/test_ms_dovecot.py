@@ -11,8 +11,9 @@ from ms_dovecot import DOVEADM, Dovecot
 from pymx.config.model import Mail
 from pymx.mail import mutf7
 from pymx.mail.flags import DELETED, FLAGGED, SEEN, SYSTEM_FLAGS
+from pymx.ms.deliveries import Delivery
 from pymx.ms.owner import Owner
-from pymx.ms.store import Append, Delivery, Store
+from pymx.ms.store import Append, Store
 from pymx.spool import Content
 
 pytestmark = pytest.mark.skipif(DOVEADM is None, reason="no doveadm on this machine")

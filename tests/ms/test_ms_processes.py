@@ -14,14 +14,15 @@ from ms_support import OWNER, content, deliver, drop, files, look, maildir, new_
 
 from pymx.mail.flags import DELETED, SEEN
 from pymx.ms import uidlist
-from pymx.ms.store import Append, Delivery
+from pymx.ms.deliveries import Delivery
+from pymx.ms.store import Append
 
 _DELIVERER = """
 import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
 from ms_support import OWNER, content, new_store
-from pymx.ms.store import Delivered, Delivery
+from pymx.ms.deliveries import Delivered, Delivery
 
 async def main(name):
     store = new_store(Path({top!r}))

@@ -16,10 +16,11 @@ from ms_support import OWNER, maildir
 from pymx.config.model import Mail
 from pymx.mail.flags import DELETED
 from pymx.mda.quotanotice import QuotaNotices
+from pymx.ms.deliveries import Delivery
 from pymx.ms.errors import OverQuota
 from pymx.ms.owner import Owner
 from pymx.ms.quota import Crossing
-from pymx.ms.store import Append, Delivery, Store
+from pymx.ms.store import Append, Store
 from pymx.proto.imap.render import render
 from pymx.spool import Content
 

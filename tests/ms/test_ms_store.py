@@ -15,6 +15,7 @@ from ms_support import OWNER, content, deliver, drop, files, look, maildir, new_
 from pymx.config.model import Mail
 from pymx.mail.flags import ANSWERED, DELETED, FLAGGED, MAX_KEYWORDS, SEEN
 from pymx.mail.search import All
+from pymx.ms.deliveries import Delivered, Delivery
 from pymx.ms.disk import Disk
 from pymx.ms.errors import (
     InvalidName,
@@ -27,7 +28,7 @@ from pymx.ms.errors import (
 )
 from pymx.ms.mailbox import NO_RECENT, Mailbox
 from pymx.ms.owner import Owner
-from pymx.ms.store import MAX_OPEN_ACCOUNTS, Append, Delivered, Delivery, Store
+from pymx.ms.store import MAX_OPEN_ACCOUNTS, Append, Store
 from pymx.spool import SpoolWriter
 
 

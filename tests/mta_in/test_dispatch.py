@@ -13,9 +13,9 @@ from pymx.accounts.account import Account, AliasLoop, DirectoryUnavailable, Reso
 from pymx.mail.address import Address, parse_address
 from pymx.mail.envelope import Envelope, Listener, Origin, Recipient
 from pymx.mda.deliver import Mda
+from pymx.ms.deliveries import Delivered, Delivery
 from pymx.ms.errors import InvalidName, OverQuota, StorageFull, StoreError, Unavailable
 from pymx.ms.owner import Owner
-from pymx.ms.store import Delivered, Delivery
 from pymx.mta.dispatch import Dispatch, Target
 from pymx.proto.smtp.reply import SmtpError
 from pymx.queue.item import Copy, Outcome, QueueId, Report, Result
