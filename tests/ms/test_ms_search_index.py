@@ -130,6 +130,7 @@ async def test_searches_give_what_asking_every_message_gives(store: Store) -> No
         if without_keys:
             forget_keys(mailbox, "id % 3 = 0")
         view = _SearchView(mailbox)
+        view.name_keywords(mailbox.keywords)
         assert find(mailbox._box, mailbox._low, criterion, view, render, lambda: False) == search.run(criterion, model)
 
     check()
