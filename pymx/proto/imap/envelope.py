@@ -12,7 +12,8 @@ Fields that stand twice: of address fields all addresses are taken, of the other
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import chain, islice
 
 from pymx.mail.address_list import addresses
@@ -21,6 +22,7 @@ from pymx.proto.imap import response
 
 MAX_ADDRESSES = 5000
 MAX_STRING = 64 * 1024
+_REPEATED_OCTETS = 128
 
 # Nearly all there is: what may stand in a quoted string without escape.
 _PLAIN_TEXT = re.compile(rb"[\t !#-\[\]-~]{0,1000}+").fullmatch
@@ -84,6 +86,18 @@ def _addresses(fields: Mapping[bytes, list[bytes]], name: bytes) -> bytes:
     values = fields.get(name)
     if not values:
         return b"NIL"
+    if len(values) == 1 and len(values[0]) <= _REPEATED_OCTETS:
+        return _repeated(values[0])
+    return _address_list(values)
+
+
+@lru_cache(maxsize=1024)
+def _repeated(value: bytes) -> bytes:
+    """The list of a short field: in a mailbox the same few people write and are written to."""
+    return _address_list([value])
+
+
+def _address_list(values: Sequence[bytes]) -> bytes:
     out = [
         b"(%b %b %b %b)" % (nstring(display), nstring(route), nstring(mailbox), nstring(host))
         for display, route, mailbox, host in islice(chain.from_iterable(map(addresses, values)), MAX_ADDRESSES)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 
 from pymx.mail.address_list import Address, addresses, hidden
@@ -33,6 +34,7 @@ from pymx.mail.text import decode_header, fold
 MAX_TEXT = 8192  # octets of a kind of field that are kept for search
 MAX_REFERENCES = 100
 _MAX_REFERENCES_OCTETS = 65_536
+_REPEATED_OCTETS = 128
 _MESSAGE_ID = re.compile(rb'<[ \t]*+("(?:[^"\\]|\\.)*+"|[^<>@"\s]++)[ \t]*+@[ \t]*+([^<>\s]++)[ \t]*+>', re.DOTALL)
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 _NONE = bytes(8)
@@ -62,7 +64,9 @@ def keys_of_fields(fields: Fields, *, complete: bool) -> Keys:
     sent, day = _sent(fields)
     subjects = fields.get(b"subject", ())
     base, reply = base_subject(decode_header(subjects[-1])) if subjects else ("", False)
-    sender, recipient, copied = (_first(fields, name) for name in (b"from", b"to", b"cc"))
+    (sender, sender_name), (recipient, recipient_name), (copied, _) = (
+        _sort_keys(fields.get(name, ())) for name in (b"from", b"to", b"cc")
+    )
     return (
         sent,
         day if complete else None,
@@ -73,11 +77,11 @@ def keys_of_fields(fields: Fields, *, complete: bool) -> Keys:
         _text(fields, b"subject", complete),
         casemap(base),
         int(reply),
-        _mailbox(sender),
-        _mailbox(recipient),
-        _mailbox(copied),
-        _displayed(sender),
-        _displayed(recipient),
+        sender,
+        recipient,
+        copied,
+        sender_name,
+        recipient_name,
         _thread(fields),
     )
 
@@ -92,17 +96,40 @@ def _text(fields: Fields, name: bytes, complete: bool) -> bytes | None:
     values = fields.get(name, ())
     if not complete or sum(map(len, values)) > MAX_TEXT:
         return None
-    texts = [fold(decode_header(value)) for value in values]
-    if name != b"subject":
-        texts += (address for value in values for address in hidden(value))
+    if name == b"subject":
+        return _lines([fold(decode_header(value)) for value in values])
+    if len(values) == 1 and len(values[0]) <= _REPEATED_OCTETS:
+        return _repeated(values[0])
+    return _address_text(values)
+
+
+@lru_cache(maxsize=1024)
+def _repeated(value: bytes) -> bytes:
+    """The text of a short field: in a mailbox the same few people write and are written to."""
+    return _address_text([value])
+
+
+def _address_text(values: Sequence[bytes]) -> bytes:
+    shown = [fold(decode_header(value)) for value in values]
+    return _lines([*shown, *(address for value in values for address in hidden(value))])
+
+
+def _lines(texts: Sequence[str]) -> bytes:
     return b"".join([text.encode("utf-8", "surrogatepass") + b"\n" for text in texts])
 
 
-def _first(fields: Fields, name: bytes) -> Address | None:
-    for value in fields.get(name, ()):
-        for address in addresses(value):
-            return address
-    return None
+def _sort_keys(values: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """The keys of the mailbox of the first address, and of the name that is displayed of it."""
+    if len(values) == 1 and len(values[0]) <= _REPEATED_OCTETS:
+        return _repeated_sort_keys(values[0])
+    first = next((address for value in values for address in addresses(value)), None)
+    return _mailbox(first), _displayed(first)
+
+
+@lru_cache(maxsize=1024)
+def _repeated_sort_keys(value: bytes) -> tuple[bytes, bytes]:
+    first = next(addresses(value), None)
+    return _mailbox(first), _displayed(first)
 
 
 def _mailbox(address: Address | None) -> bytes:
