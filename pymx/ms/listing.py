@@ -22,7 +22,7 @@ from pymx.ms.index import Connection
 from pymx.ms.rows import MessageRow
 
 PIECE_OCTETS = 65_536
-HOP_OCTETS = 262_144
+HOP_OCTETS = 524_288
 LARGE_OCTETS = 32_768  # of ENVELOPE and BODYSTRUCTURE: so large a one takes the way of rows
 _FIRST = 50  # messages, when nothing is known of their size
 _MADE = 200  # messages rendered in one hop
