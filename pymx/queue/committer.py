@@ -1,8 +1,9 @@
 """The thread through which everything that a process writes to the queue goes.
 
-The file of a message is written and synced at once, by one of a few threads, while others are committed. What waits
-then is done together: the files are linked, their directory synced once, and the rows of all go into one commit. There
-is no timer: a message that comes alone is committed at once, those that come meanwhile share the next commit.
+What waits is done together: the files of all waiting messages are written and synced (side by side when there are
+several), linked, their directory synced once, and the rows of all go into one commit. There is no timer: a message
+that comes alone is committed at once, those that come meanwhile share the next commit. Only a large message's file is
+written beforehand, while others are committed, so that nobody waits for it.
 
 Order for a message: content on disk, name on disk, rows committed, then its future is set. For results: marks in the
 files of messages that partly wait still, rows committed, then the files of finished messages unlinked, for which no
@@ -32,6 +33,7 @@ from pymx.queue.state import Finished, NewMessage, State, StateDamaged
 
 _MAX_BATCH = 256
 _WRITERS = 4
+_LARGE_OCTETS = 262_144
 
 _log = log.get("queue")
 
@@ -110,8 +112,8 @@ class Committer:
         os.close(self._lock_fd)
 
     def submit(self, job: Job) -> None:
-        if isinstance(job, Enqueue):
-            self._writers.submit(self._write, job)
+        if isinstance(job, Enqueue) and sum(copy.content.size_octets for copy in job.copies) > _LARGE_OCTETS:
+            self._writers.submit(self._write_before, job)
         else:
             self._jobs.put(job)
 
@@ -152,6 +154,7 @@ class Committer:
                 if isinstance(job, Call) and job.alone:
                     self._alone(job)
             if together:
+                self._write_files([job for job in enqueues if not job.fds and job.error is None])
                 self._together(together, enqueues)
         except Exception as e:  # the thread must outlive every error: each caller gets it, the next batch is tried
             if not isinstance(e, OSError):
@@ -211,16 +214,27 @@ class Committer:
         self._state.close()
         self._repair(self._state, reason)
 
-    def _write(self, job: Enqueue) -> None:
+    def _write_before(self, job: Enqueue) -> None:
         """In one of the writers' threads, before the job gets to the committing one."""
+        try:
+            self._write(job)
+        except Exception as e:  # as in _do: the caller gets it
+            _log.exception("queue_commit_failed", error=str(e))
+            job.error = e
+        self._jobs.put(job)
+
+    def _write_files(self, enqueues: list[Enqueue]) -> None:
+        if len(enqueues) == 1:
+            self._write(enqueues[0])
+        elif enqueues:
+            list(self._writers.map(self._write, enqueues))
+
+    def _write(self, job: Enqueue) -> None:
         try:
             for copy, row in zip(job.copies, job.rows, strict=True):
                 job.fds.append(self._files.write(copy, row.arrived_s))
-        except Exception as e:  # as in _do: the caller gets it
-            if not isinstance(e, OSError):
-                _log.exception("queue_commit_failed", error=str(e))
+        except OSError as e:
             job.error = e
-        self._jobs.put(job)
 
     def _commit(self, batch: list[Job], enqueues: list[Enqueue]) -> None:
         linked = False

@@ -16,7 +16,7 @@ from pymx.queue.item import Outcome, Result
 from pymx.queue.queue import Queue
 from pymx.queue.state import Finished
 
-LARGE = 100_000
+LARGE = 300_000
 
 
 class GatedDisk(Disk):
