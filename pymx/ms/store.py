@@ -188,13 +188,14 @@ class Store:
         """Last used last; beyond the limit the indexes of those at the front are closed."""
         self._open_indexes.pop(account.email, None)
         self._open_indexes[account.email] = account
-        if len(self._open_indexes) > MAX_OPEN_ACCOUNTS:
+        while len(self._open_indexes) > MAX_OPEN_ACCOUNTS:
             idle = next((a for a in self._open_indexes.values() if not a.uses and a is not account), None)
-            if idle is not None:
-                del self._open_indexes[idle.email]
-                if not idle.sessions:
-                    del self._accounts[idle.email]
-                self._bulk.submit(_aside, idle, idle.close)
+            if idle is None:
+                break
+            del self._open_indexes[idle.email]
+            if not idle.sessions:
+                del self._accounts[idle.email]
+            self._bulk.submit(_aside, idle, idle.close)
 
     async def run(self, owner: Owner, function: Callable[[Account], T], *, bulk: bool = False) -> T:
         """`function(account)` in a thread, with the account kept open meanwhile and errors translated."""
@@ -263,12 +264,14 @@ class Store:
                     _log.warning("mailbox_not_looked_at", mailbox=box.name, account=box.home.email, reason=error.reason)
             return opened
 
+        opened: list[Account] = []
         try:
-            for account in await asyncio.get_running_loop().run_in_executor(self._bulk, look):
-                self._used(account)
+            opened = await asyncio.get_running_loop().run_in_executor(self._bulk, look)
         finally:
             for account in accounts:
                 account.uses -= 1
+        for account in opened:
+            self._used(account)
 
     # Delivery
 

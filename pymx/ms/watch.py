@@ -22,6 +22,7 @@ _MASK = _IN_CREATE | _IN_DELETE | _IN_MOVED_FROM | _IN_MOVED_TO | _IN_DELETE_SEL
 _HEADER = struct.Struct("iIII")
 _QUIET_S = 0.2
 _POLL_S = 30
+_ACCOUNTS_AT_ONCE = 8
 _log = log.get("ms")
 
 Look = Callable[[list[Box]], Awaitable[None]]
@@ -133,7 +134,13 @@ class Watch:
         self._task = self._loop.create_task(self._one_look(boxes))
 
     async def _one_look(self, boxes: list[Box]) -> None:
-        await self._look(boxes)
+        """Of a few accounts at a time: what is opened for all of them at once would stay in memory, 150 KB each."""
+        of_account: dict[str, list[Box]] = {}
+        for box in boxes:
+            of_account.setdefault(box.home.email, []).append(box)
+        emails = list(of_account)
+        for start in range(0, len(emails), _ACCOUNTS_AT_ONCE):
+            await self._look([box for email in emails[start : start + _ACCOUNTS_AT_ONCE] for box in of_account[email]])
 
 
 def _libc() -> ctypes.CDLL:

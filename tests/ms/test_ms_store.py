@@ -15,6 +15,7 @@ from ms_support import OWNER, content, deliver, drop, files, look, maildir, new_
 from pymx.config.model import Mail
 from pymx.mail.flags import ANSWERED, DELETED, FLAGGED, MAX_KEYWORDS, SEEN
 from pymx.mail.search import All
+from pymx.ms.account import Account
 from pymx.ms.deliveries import Delivered, Delivery
 from pymx.ms.disk import Disk
 from pymx.ms.errors import (
@@ -444,6 +445,31 @@ async def test_only_so_many_indexes_are_open(store: Store) -> None:
         assert (await box.refresh()).arrived == 1
         box.close()
     assert len(store._accounts) <= MAX_OPEN_ACCOUNTS
+
+
+async def test_a_look_at_many_accounts_leaves_no_more_indexes_open(store: Store) -> None:
+    """Each 30 s at all that sessions watch: the memory of an index opened in between does not come back."""
+    owners = [Owner("example.test", f"user{n}") for n in range(MAX_OPEN_ACCOUNTS + 20)]
+    boxes = []
+    for owner in owners:
+        await store.deliver([Delivery(owner, "INBOX", content("x"))])
+        boxes.append(await store.open(owner, "INBOX", read_only=False))
+    opened = 0
+
+    class Counting(dict[str, Account]):
+        def __setitem__(self, email: str, account: Account) -> None:
+            nonlocal opened
+            super().__setitem__(email, account)
+            opened = max(opened, len(self))
+
+    store._open_indexes = Counting(store._open_indexes)
+    for box in boxes:
+        box._box.seen = None  # as if its files had just changed
+    await store.watch._one_look([box._box for box in boxes])
+    assert opened <= MAX_OPEN_ACCOUNTS + 1
+    assert len(store._open_indexes) <= MAX_OPEN_ACCOUNTS
+    for box in boxes:
+        box.close()
 
 
 async def test_usage_counts_mailboxes_never_looked_at(store: Store, tmp_path: Path) -> None:
