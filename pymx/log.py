@@ -163,6 +163,11 @@ class _Writer(logging.Handler):
     def createLock(self) -> None:
         self.lock = None  # appending to a deque needs none
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """As the base class, but without the lock, on which that of Python 3.13 insists; and there are no filters."""
+        self.emit(record)
+        return True
+
     def emit(self, record: logging.LogRecord) -> None:
         if len(self._waiting) >= _QUEUE_LENGTH:
             self._dropped += 1
@@ -197,7 +202,10 @@ class _Writer(logging.Handler):
             try:
                 self._stream.write("".join(lines))
                 self._stream.flush()
-            except OSError:  # there is no other place to say it than here, later
+            except (
+                OSError,
+                ValueError,
+            ):  # the latter if it is closed; there is no other place to say it than here, later
                 self._dropped += len(lines)
                 continue
             if lost := self._dropped:

@@ -73,6 +73,21 @@ def test_a_stuck_journal_keeps_nobody_waiting(stream: Stream) -> None:
     assert told.endswith(f"count={WRITTEN - len(numbers)}")
 
 
+def test_newer_pythons_may_insist_on_a_lock(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.13's `Handler.handle` asks for one without looking whether there is one."""
+
+    def handle(self: logging.Handler, record: logging.LogRecord) -> bool:
+        with self.lock:  # type: ignore[union-attr]
+            self.emit(record)
+        return True
+
+    monkeypatch.setattr(logging.Handler, "handle", handle)
+    running = log.setup(timestamps=False, stream=stream)  # type: ignore[arg-type]
+    log.get("test").info("event_written")
+    running.stop()
+    assert stream.lines == ["level=info room=test event=event_written"]
+
+
 def test_fields_that_are_bound_stand_in_each_line(stream: Stream) -> None:
     running = log.setup(form="json", stream=stream)  # type: ignore[arg-type]
     session = log.get("smtpd").bind(session="s1")

@@ -102,7 +102,8 @@ class TlsState:
         try:
             return work(self._db)
         except sqlite3.DatabaseError as e:
-            if e.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            # a text that is no UTF-8 any more is found out by Python's module, whose errors have no code
+            if getattr(e, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise
             self._disconnect()
             self._db = self._begun_anew(e)

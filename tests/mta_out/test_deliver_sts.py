@@ -22,7 +22,7 @@ from pymx.mail.tls_result import TlsResult
 from pymx.mta.deliver import Deliver
 from pymx.mta.sts_policies import StsPolicies
 from pymx.mta.tls_lookup import TlsPolicies
-from pymx.mta.tls_state import Stored, TlsState
+from pymx.mta.tls_state import StateTrouble, Stored, TlsState
 from pymx.queue.item import Outcome
 from pymx.resolver.resolver import Resolver
 
@@ -431,6 +431,19 @@ async def test_damage_that_shows_only_in_use_is_put_aside_too(tmp_path: Path, ca
     assert caplog.text.count("tls_state_damaged") == 1
     assert path.with_suffix(".damaged").exists()
     assert metrics.snapshot().counters["tls_state_failures"] == before + 1
+
+
+async def test_a_text_that_is_no_utf_8_any_more_is_trouble_like_any_other(tmp_path: Path) -> None:
+    """Python's module finds it out, not SQLite: the error has no code. It must not end the refreshing of policies."""
+    path = tmp_path / "tls.sqlite"
+    state = TlsState(path)
+    await state.keep_policy(Stored("far.test", "ABCDEFGH", policy(), 1.0, 2.0, 1.0))
+    await state.close()
+    path.write_bytes(path.read_bytes().replace(b"ABCDEFGH", b"ABC\xffEFGH"))
+    state = TlsState(path)
+    with pytest.raises(StateTrouble):
+        await state.policy("far.test")
+    await state.close()
 
 
 async def test_a_store_that_cannot_be_opened_does_not_stop_mail(sender: Sender, scripted_remote: Start) -> None:
