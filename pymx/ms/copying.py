@@ -33,6 +33,7 @@ _COLUMNS = "id & 4294967295, modseq, flags, keywords, octets, internaldate, in_n
 
 
 _TRIES = 20
+_REPLACED = "what is copied from was renamed or deleted just now"
 _log = log.get("ms")
 
 
@@ -58,10 +59,14 @@ class _Made:
     """What the holds so far made; files are opened in them, to be synced wherever the mailbox is by then."""
 
     files: ExitStack
+    source: str  # GUID of the mailbox that is copied from
+    mailbox: int = 0  # the target's id in the index
     uidvalidity: int = 0
     guid: str = ""
     old: list[int] = field(default_factory=list)
     new: list[int] = field(default_factory=list)
+    old_bases: set[bytes] = field(default_factory=set)
+    new_bases: set[bytes] = field(default_factory=set)
     directories: dict[bytes, int] = field(default_factory=dict)  # path to fd
     lines: int = -1  # the uidlist, as open in the last hold
 
@@ -76,37 +81,35 @@ class _Made:
 
 def copy(source: Box, target: Box, uids: Sequence[int], find: Callable[[str], Box | None]) -> Copied:
     """Copy messages, everything on disk and the UIDs told. `find`: the mailbox that has a GUID now."""
-    with ExitStack() as files:
-        made = _Made(files)
-        files.callback(made.close)
-        for start in range(0, len(uids), HOLD_MESSAGES):
-            part = uids[start : start + HOLD_MESSAGES]
-            try:
-                target = _copy_following(source, target, part, made, find)
-            except (StoreError, OSError, IndexTrouble):
-                _take_back(target, made, find)
-                raise
-        for path, fd in made.directories.items():
-            target.home.disk.fsync_directory(fd, path)
-        if made.new:
-            state = os.fstat(made.lines)
-            target.tell(state.st_ino, state.st_size, made.lines)
-            if not os.path.isdir(target.cur) and find(made.guid) is None:
-                raise NoSuchMailbox(f"Mailbox {target.name} does not exist any more")
-        return Copied(made.uidvalidity, made.old, made.new)
+    made = _copy(source, target, uids, find)
+    return Copied(made.uidvalidity, made.old, made.new)
 
 
 def move(source: Box, target: Box, uids: Sequence[int], find: Callable[[str], Box | None]) -> Copied:
     """Copy, and when that is on disk remove. A crash between leaves both, never neither."""
-    guid = source.guid
-    copied = copy(source, target, uids, find)
-    try:
-        removing.expunge(source, copied.source_uids, only_deleted=False)
-    except NoSuchMailbox:  # renamed just now, or deleted with all that was in it
-        renamed = find(guid)
-        if renamed is not None:
-            removing.expunge(renamed, copied.source_uids, only_deleted=False)
-    return copied
+    made = _copy(source, target, uids, find)
+    _remove(source, made.source, made.old, made.old_bases, find)
+    return Copied(made.uidvalidity, made.old, made.new)
+
+
+def _copy(source: Box, target: Box, uids: Sequence[int], find: Callable[[str], Box | None]) -> _Made:
+    with ExitStack() as files:
+        made = _Made(files, source.guid)
+        files.callback(made.close)
+        try:
+            for start in range(0, len(uids), HOLD_MESSAGES):
+                target = _copy_following(source, target, uids[start : start + HOLD_MESSAGES], made, find)
+            for path, fd in made.directories.items():
+                target.home.disk.fsync_directory(fd, path)
+            if made.new:
+                state = os.fstat(made.lines)
+                target.tell(state.st_ino, state.st_size, made.lines)
+        except (StoreError, OSError, IndexTrouble):
+            _take_back(target, made, find)
+            raise
+        if made.new and not os.path.isdir(target.cur) and find(made.guid) is None:
+            raise NoSuchMailbox(f"Mailbox {target.name} does not exist any more")
+        return made
 
 
 def _copy_following(
@@ -133,23 +136,38 @@ def _take_back(target: Box, made: _Made, find: Callable[[str], Box | None]) -> N
     if not made.new:
         return
     try:
-        there = find(made.guid)
-        if there is not None:
-            removing.expunge(there, made.new, only_deleted=False)
+        _remove(target, made.guid, made.new, made.new_bases, find)
     except (StoreError, OSError, IndexTrouble) as error:
         _log.warning("copies_left", mailbox=target.name, count=len(made.new), error=str(error))
+
+
+def _remove(box: Box, guid: str, uids: Sequence[int], bases: set[bytes], find: Callable[[str], Box | None]) -> None:
+    """Remove messages wherever their mailbox is by now; if it was deleted, they are gone.
+
+    Another may have its name, a copy made by hand its GUID, and with either its UIDs: only the bases are the messages'
+    own.
+    """
+    try:
+        removing.expunge(box, uids, only_deleted=False, bases=bases)
+        if box.guid == guid:
+            return
+    except NoSuchMailbox:  # renamed just now, or deleted with all that was in it
+        pass
+    renamed = find(guid)
+    if renamed is not None:
+        removing.expunge(renamed, uids, only_deleted=False, bases=bases)
 
 
 def _copy_part(source: Box, target: Box, uids: Sequence[int], made: _Made) -> None:
     """As `copy`, in one hold, all or none. Raises _Moved."""
     with source.home.index.snapshot() as db:
         row = source.row(db)
-        if row is None:
-            raise Unavailable("Mailbox is busy", reason="what is copied from was renamed or deleted just now")
+        if row is None or row.guid != made.source:
+            raise Unavailable("Mailbox is busy", reason=_REPLACED)
         found = select(db, row.low, uids, columns=_COLUMNS)
         known = letters.keyword_names(db, row)
         low = row.low
-    there, paths = _located(source, found)
+    there, paths = _located(source, found, made.source)
     if not there:
         return
     try:
@@ -164,12 +182,14 @@ def _copy_part(source: Box, target: Box, uids: Sequence[int], made: _Made) -> No
                 target.home.disk.unlink(path)
 
 
-def _located(source: Box, found: list[MessageRow]) -> tuple[list[MessageRow], list[bytes]]:
+def _located(source: Box, found: list[MessageRow], guid: str) -> tuple[list[MessageRow], list[bytes]]:
     """Rows whose file is there, and where; a file renamed by somebody is looked up once more. Raises _Moved."""
     there, paths = [], []
     missing = [row for row in found if not os.path.exists(_path(source, row))]
     if missing:
         with Hold(source, full=True) as hold:
+            if hold.row.guid != guid:
+                raise Unavailable("Mailbox is busy", reason=_REPLACED)
             again = {row[0]: row for row in select(hold.db, hold.row.low, [r[0] for r in missing], columns=_COLUMNS)}
         gone = {row[0] for row in missing} - again.keys()
         found = [again.get(row[0], row) for row in found if row[0] not in gone]
@@ -189,9 +209,10 @@ def _path(box: Box, row: MessageRow) -> bytes:
 def _place(
     target: Box, found: list[MessageRow], paths: list[bytes], known: list[str], source_low: int, made: _Made
 ) -> None:
+    directories: dict[bytes, int] = {}
     with Hold(target) as hold:
         row = hold.row
-        if made.guid and made.guid != row.guid:
+        if made.new and (made.mailbox, made.guid, made.uidvalidity) != (row.id, row.guid, row.uidvalidity):
             raise NoSuchMailbox(f"Mailbox {target.name} was replaced by another one")
         first = row.uidnext
         if first + len(found) > MAX_UID:
@@ -215,8 +236,8 @@ def _place(
             name = base if in_new else names.with_flags(base, flags, letters_here)
             directory = target.new if in_new else target.cur
             _link(hold, path, os.path.join(directory, name))
-            if directory not in made.directories:
-                made.directories[directory] = made.files.enter_context(opened_directory(directory))
+            if directory not in made.directories and directory not in directories:
+                directories[directory] = made.files.enter_context(opened_directory(directory))
             guid_text = keys[2:].decode("utf-8", "replace") or None
             rows.append(
                 (row.low | uid, modseq, flags, letters_here, message[4], message[5], now, int(in_new), name, guid_text)
@@ -233,9 +254,12 @@ def _place(
         hold.record_change(uids, ARRIVED)
         arrive.count(hold, rows)
         made.opened(os.open(target.uidlist, os.O_RDONLY | os.O_CLOEXEC))
-    made.uidvalidity, made.guid = row.uidvalidity, row.guid
+    made.mailbox, made.guid, made.uidvalidity = row.id, row.guid, row.uidvalidity
+    made.directories |= directories
     made.old += [message[0] for message in found]
     made.new += uids
+    made.old_bases.update(names.base_of(message[7]) for message in found)
+    made.new_bases.update(base for _, _, base in records)
 
 
 def _size(path: bytes) -> int:

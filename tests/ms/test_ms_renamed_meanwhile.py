@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ms_support import OWNER, deliver, look, maildir, new_store
 from pymx.ms import appending, copying, delivering, folders
 from pymx.ms.account import Account
 from pymx.ms.disk import Disk
-from pymx.ms.errors import NoSuchMailbox
+from pymx.ms.errors import NoSuchMailbox, Unavailable
 
 OTHER = ("Other",)
 
@@ -185,6 +186,85 @@ def test_a_copy_that_fails_half_way_leaves_nothing(
     assert uids(there, OTHER if renamed else BOX).keys() == {"kept"}
     assert uids(there, INBOX).keys() == {"a", "b", "c"}
     other.close()
+    there.close()
+
+
+@pytest.mark.parametrize("target", [BOX, OTHER])
+def test_what_a_failed_copy_takes_back_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: tuple[str, ...]
+) -> None:
+    """Not a message with the same UID of a mailbox that is a copy made by hand, with the same GUID."""
+    root, disk = tmp_path / "alice", Full()
+    there = account(os.fsencode(root), disk, "boot")
+    there.make_inbox()
+    folders.create(there.home, LAYOUT, BOX, "")
+    there.box(BOX).refresh()
+    shutil.copytree(root / ".Box", root / ".Other")
+    twin = OTHER if target == BOX else BOX
+    for token in ("mine", "too"):
+        delivering.deliver(there.box(twin), content(token), 0, None)
+    for token in ("a", "b", "c"):
+        delivering.deliver(there.box(INBOX), content(token), 0, None)
+    found = uids(there, twin)
+    assert uids(there, target) == {}
+    monkeypatch.setattr(copying, "HOLD_MESSAGES", 1)
+    disk.lines_left = 2
+    with pytest.raises(OSError, match="No space"):
+        copying.copy(there.box(INBOX), there.box(target), sorted(uids(there, INBOX).values()), there.with_guid)
+    assert uids(there, twin) == found
+    assert uids(there, target) == {}
+    there.close()
+
+
+def test_a_copy_that_can_not_be_synced_leaves_nothing(there: Account, disk: Interrupted) -> None:
+    """Its NO means the same as that of one that could not be written."""
+
+    def fail() -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    disk.meanwhile = fail
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        copy(there)
+    assert uids(there, BOX) == {}
+    there.close()
+
+
+def replace(there: Account, *tokens: str) -> None:
+    """Box becomes Other, and another Box has these messages, with the same UIDs."""
+    other = account(there.home.root, Disk(), "boot")
+    folders.rename(other.home, LAYOUT, BOX, OTHER)
+    folders.create(other.home, LAYOUT, BOX, "")
+    for token in tokens:
+        delivering.deliver(other.box(BOX), content(token), 0, None)
+    other.close()
+
+
+def test_a_move_removes_none_of_a_mailbox_made_in_the_place_of_its_source(there: Account, disk: Interrupted) -> None:
+    """Its messages have the UIDs of those that were copied."""
+    disk.meanwhile = None
+    delivering.deliver(there.box(BOX), content("a"), 0, None)
+    moved = uids(there, BOX)
+    after_commits(there, lambda: replace(there, "new"), 1)
+    copying.move(there.box(BOX), there.box(INBOX), list(moved.values()), there.with_guid)
+    assert uids(there, BOX) == {"new": moved["a"]}
+    assert uids(there, OTHER) == {}
+    assert uids(there, INBOX).keys() == {"old", "a"}
+    there.close()
+
+
+def test_a_copy_has_none_of_a_mailbox_made_in_the_place_of_its_source(
+    there: Account, disk: Interrupted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All or none of those that were asked for."""
+    disk.meanwhile = None
+    monkeypatch.setattr(copying, "HOLD_MESSAGES", 1)
+    for token in ("a", "b"):
+        delivering.deliver(there.box(BOX), content(token), 0, None)
+    asked = sorted(uids(there, BOX).values())
+    after_commits(there, lambda: replace(there, "x", "y"), 1)
+    with pytest.raises(Unavailable):
+        copying.copy(there.box(BOX), there.box(INBOX), asked, there.with_guid)
+    assert uids(there, INBOX).keys() == {"old"}
     there.close()
 
 
