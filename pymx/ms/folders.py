@@ -20,6 +20,7 @@ from pymx.ms import subscriptions, uidlist, uidvalidity
 from pymx.ms.box import Home, make_directories
 from pymx.ms.errors import InvalidName, MailboxExists, NoSuchMailbox
 from pymx.ms.hints import FOLDERS
+from pymx.ms.index import Connection
 from pymx.ms.layout import INBOX, TRASHED, Layout, Levels, is_mailbox, storage_name
 
 LOCK = b"pymx-account.lock"
@@ -186,16 +187,20 @@ def purge(trash: bytes) -> None:
 def _forget(home: Home, name: str) -> list[str]:
     """Take a mailbox out of the index; its GUID."""
     with home.index.write() as db:
-        found = db.execute("SELECT id, guid FROM mailbox WHERE name=?", (name,)).fetchall()
-        for mailbox, _ in found:
-            for table in ("message", "rendered", "keys"):
-                db.execute(
-                    f"DELETE FROM {table} WHERE id BETWEEN ? AND ?",  # noqa: S608
-                    (mailbox << 32, mailbox << 32 | 0xFFFFFFFF),
-                )
-            for table in ("change", "keyword"):
-                db.execute(f"DELETE FROM {table} WHERE mailbox=?", (mailbox,))  # noqa: S608
-            db.execute("DELETE FROM mailbox WHERE id=?", (mailbox,))
+        return _take_out(db, name)
+
+
+def _take_out(db: Connection, name: str) -> list[str]:
+    found = db.execute("SELECT id, guid FROM mailbox WHERE name=?", (name,)).fetchall()
+    for mailbox, _ in found:
+        for table in ("message", "rendered", "keys"):
+            db.execute(
+                f"DELETE FROM {table} WHERE id BETWEEN ? AND ?",  # noqa: S608
+                (mailbox << 32, mailbox << 32 | 0xFFFFFFFF),
+            )
+        for table in ("change", "keyword"):
+            db.execute(f"DELETE FROM {table} WHERE mailbox=?", (mailbox,))  # noqa: S608
+        db.execute("DELETE FROM mailbox WHERE id=?", (mailbox,))
     return [guid for _, guid in found]
 
 
@@ -253,7 +258,10 @@ def rename(home: Home, layout: Layout, old: Levels, new: Levels) -> None:
         with home.index.write() as db:
             for before, after in moves:
                 found = db.execute("SELECT guid FROM mailbox WHERE name=?", (storage_name(before),)).fetchall()
+                if not found:
+                    continue  # never looked at, or somebody was faster to find it under its new name
                 guids += [guid for (guid,) in found]
+                _take_out(db, storage_name(after))  # what is left of one that another program removed
                 db.execute("UPDATE mailbox SET name=? WHERE name=?", (storage_name(after), storage_name(before)))
     _tell(home, guids)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,6 +134,24 @@ def test_create_keeps_the_uids_of_a_mailbox_that_lost_its_directory(there: Accou
     folders.create(there.home, LAYOUT, FRESH, "")
     assert uids(there, FRESH) == found
     assert uidlist.parse((path / "dovecot-uidlist").read_bytes()).header.uidvalidity == uidvalidity
+
+
+@pytest.mark.parametrize("left", ["nothing", "all but cur"])
+def test_rename_takes_the_name_of_a_mailbox_that_another_program_removed(
+    there: Account, tmp_path: Path, left: str
+) -> None:
+    """The index still has a row of that name; it goes, and not the whole index."""
+    path = tmp_path / "alice" / ".Fresh"
+    folders.create(there.home, LAYOUT, FRESH, "")
+    there.box(FRESH).refresh()
+    if left == "nothing":
+        shutil.rmtree(path)
+    else:
+        (path / "cur").rmdir()
+    there.call(lambda: folders.rename(there.home, LAYOUT, BOX, FRESH))
+    assert uids(there, FRESH) == {"Box": 1}
+    assert uids(there, ("Fresh", "Child")) == {"Child": 1}
+    assert list((tmp_path / "alice").glob("pymx.index.damaged*")) == []
 
 
 def test_with_directories_in_each_other_a_parent_that_is_empty_gives_way(tmp_path: Path) -> None:
