@@ -161,7 +161,7 @@ class Account:
 
     def _usage_while_filling(self) -> tuple[int, int]:
         """As `usage`, with mailboxes whose rows are being written, or were when a process was killed."""
-        with self.home.index.read() as db:
+        with self.home.index.snapshot() as db:  # else one that is finished in between is not counted at all
             octets, messages = db.execute(
                 "SELECT coalesce(sum(octets), 0), coalesce(sum(messages), 0) FROM mailbox WHERE dirty_since IS NOT ?",
                 (FILLING,),

@@ -71,6 +71,7 @@ class Sight:
     unread: bool = False  # a file could not be looked at
     rest: bool = False  # what somebody else left: not all of the mailbox
     uids: array[int] = field(default_factory=lambda: array("I"))  # of `placed`
+    uidnext: int = 0  # above all lines there were
     unseen: int | None = None  # the first one
     totals: tuple[int, int, int, int] | None = None  # unseen, deleted, octets, octets deleted; once they were asked for
 
@@ -225,6 +226,8 @@ def _since(box: Box, sight: Sight) -> tuple[Row, list[tuple[int, int, int]]] | N
         ).fetchall()
     if stamp[:3] != row.stamp[:3] or (stamp[3:] != sight.stamp[3:] and not arrived):
         return None
+    if len(arrived) != row.uidnext - sight.uidnext:
+        return None  # a line without a row: another program's message, which UIDNEXT would say is no new one
     return row, arrived
 
 
@@ -333,6 +336,7 @@ def _establish(box: Box, sight: Sight, *, claim: bool) -> Begun:
     box.last_listing = time.time()
     sight.placed, sight.found, sight.unplaced = placed, None, []
     sight.uids = array("I", [message[0] for message in placed])
+    sight.uidnext = row.uidnext
     sight.unseen = next((message[0] for message in placed if not names.flags_of(message[1])[0] & SEEN), None)
     box.sight = sight
     return Begun(row, sight.uids, recent, sight.unseen, known)

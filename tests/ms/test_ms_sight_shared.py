@@ -11,6 +11,7 @@ import os
 import threading
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from pymx.mail.flags import DELETED, FLAGGED, SEEN
 from pymx.ms import delivering, firstsight, flagging, reconcile
 from pymx.ms.box import Box
 from pymx.ms.flagging import HOLD_MESSAGES
+from pymx.ms.index import Connection
 from pymx.ms.row import FILLING
 
 T = TypeVar("T")
@@ -128,6 +130,21 @@ def test_what_another_program_does_meanwhile_is_told(directory: Path, opened: Op
     assert found(box).get(7, (b"", 0))[1] == (FLAGGED | SEEN if change == "flags" else 0)
 
 
+def test_a_message_of_another_program_before_one_of_ours_is_told(directory: Path, opened: Opened) -> None:
+    """Its line was taken in by our delivery, so UIDNEXT is above it: a view without it would never get it."""
+    box, other = opened(directory), opened(directory)
+    assert firstsight.begin(box) is not None
+    with (directory / "dovecot-uidlist").open("a") as lines:
+        lines.write(f"{MESSAGES + 1} :1700000009.M1P1.dovecot\n")
+    (directory / "new" / "1700000009.M1P1.dovecot").write_bytes(TEXT)
+    assert delivering.deliver(other, content("late"), 0, None).uid == MESSAGES + 2
+    assert row_of(box).dirty_since == FILLING
+    assert delivering.counted(box).row.messages == MESSAGES + 2
+    state = delivering.opened(box, None)
+    assert state.row.uidnext == MESSAGES + 3
+    assert state.uids == array("I", range(1, MESSAGES + 3))
+
+
 def test_select_after_examine_has_the_new_messages_as_its_own(directory: Path, opened: Opened) -> None:
     """STORE.md s. 4.10: EXAMINE left them where they were."""
     (directory / "cur" / name(MESSAGES)).rename(directory / "new" / base(MESSAGES))
@@ -212,6 +229,41 @@ def test_the_use_of_an_account_has_what_is_not_written_yet(directory: Path, open
     else:
         assert firstsight.begin(box) is not None
     assert opened.accounts[-1].usage() == (MESSAGES * (len(TEXT) + 3), MESSAGES)
+
+
+class Between:
+    """A connection; `work` is done once, just before it asks which mailboxes lack rows."""
+
+    def __init__(self, db: Connection, work: list[Callable[[], None]]) -> None:
+        self._db = db
+        self._work = work
+
+    def execute(self, statement: str, *values: object) -> object:
+        if self._work and statement.startswith("SELECT name FROM mailbox WHERE dirty_since"):
+            self._work.pop()()
+        return self._db.execute(statement, *values)
+
+
+def test_the_use_of_an_account_has_a_mailbox_that_is_finished_just_then(
+    directory: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is among those that are whole, or those that are not; never among neither."""
+    box = opened(directory)
+    assert firstsight.begin(box) is not None
+    there, work = opened.accounts[-1], [lambda: firstsight.complete(box)]
+    for way in ("read", "snapshot"):
+        real: Callable[[], AbstractContextManager[Connection]] = getattr(there.home.index, way)
+
+        @contextmanager
+        def between_statements(
+            real: Callable[[], AbstractContextManager[Connection]] = real,
+        ) -> Iterator[Between]:
+            with real() as db:
+                yield Between(db, work)
+
+        monkeypatch.setattr(there.home.index, way, between_statements)
+    assert there.usage() == (MESSAGES * (len(TEXT) + 3), MESSAGES)
+    assert not work
 
 
 def test_who_waits_for_another_process_holds_no_lock(directory: Path, opened: Opened) -> None:
