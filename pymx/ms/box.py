@@ -102,6 +102,8 @@ class Box:
             found = os.stat(self.uidlist)
         except FileNotFoundError:
             return (0, 0, 0, cur, new)
+        if found.st_ino == self._told[0] and found.st_size < self._told[1]:
+            self._forget_told()  # rewritten twice by another process, the second time with an inode that was free again
         return (found.st_ino, found.st_size, found.st_mtime_ns, cur, new)
 
     def mend(self) -> None:
@@ -146,9 +148,11 @@ class Box:
     def is_now(self, guid: str) -> None:
         """The mailbox under this name has this GUID. If another had it, what is known of its uidlist is void."""
         if self.guid and guid != self.guid:
-            with self._told_mutex:
-                self._told = (0, 0)  # the inode may be used again
+            self._forget_told()  # the inode may be used again
         self.guid = guid
+
+    def _forget_told(self) -> None:
+        self.told(0, 0)
 
     def current(self, row: Row | None) -> bool:
         """Whether the index says what the files say, as far as three stats can tell."""

@@ -41,6 +41,25 @@ async def test_a_mailbox_made_anew_is_synced_before_its_uids_are_told(tmp_path: 
     await store.close()
 
 
+async def test_a_uidlist_that_another_process_rewrote_is_synced_before_its_uids_are_told(tmp_path: Path) -> None:
+    """STORE.md s. 4.2, 4.9: at the second rewrite the new file may get the inode that the first one set free."""
+    disk = Counting()
+    mail = Mail(root=str(tmp_path / "mail"))
+    store = Store(mail, render=lambda _: (b"E", b"B", None), runtime_dir=None, hostname="mx.test", disk=disk)
+    await store.start()
+    await store.append(OWNER, "INBOX", [Append(content(str(n)), 0, (), None) for n in range(9)])
+    mailbox = await store.open(OWNER, "INBOX", read_only=False)
+    await mailbox.remove(mailbox.uids[:-1])
+    mailbox.close()
+    path = maildir(tmp_path) / "dovecot-uidlist"
+    header, *_, last = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(header + last)
+    before = disk.synced
+    await store.append(OWNER, "INBOX", [Append(content("x"), 0, (), None)])
+    assert disk.synced > before
+    await store.close()
+
+
 async def test_messages_of_a_mailbox_put_in_place_of_another_are_recent(tmp_path: Path) -> None:
     """Restored from elsewhere, with a uidlist of its own: SELECT must still claim what is in `new/`."""
     store = new_store(tmp_path)
