@@ -163,9 +163,10 @@ def _insert(hold: Hold, rows: list[tuple[object, ...]], rendered: list[tuple[int
 
 
 def keep_rendered(db: Connection, rendered: Sequence[tuple[int, Rendered]]) -> None:
-    """Write what was made of messages, by id."""
+    """Write what was made of messages, by id, of those that are in the index."""
     db.executemany(
-        "INSERT INTO rendered(id, envelope, bodystructure) VALUES(?, ?, ?) ON CONFLICT(id)"
+        "INSERT INTO rendered(id, envelope, bodystructure)"
+        " SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM message WHERE id=?1) ON CONFLICT(id)"
         " DO UPDATE SET envelope=excluded.envelope, bodystructure=excluded.bodystructure",
         [(at, *made[:2]) for at, made in rendered],
     )

@@ -141,7 +141,8 @@ def previews(box: Box, low: int, uids: Sequence[int], *, lazy: bool) -> dict[int
     if made:
         with box.home.index.write() as db:
             db.executemany(
-                "INSERT INTO rendered(id, preview) VALUES(?, ?) ON CONFLICT(id) DO UPDATE SET preview=excluded.preview",
+                "INSERT INTO rendered(id, preview) SELECT ?1, ?2 WHERE EXISTS (SELECT 1 FROM message WHERE id=?1)"
+                " ON CONFLICT(id) DO UPDATE SET preview=excluded.preview",
                 made,
             )
     return found

@@ -11,6 +11,8 @@ import pytest
 from ms_support import OWNER, deliver, maildir
 
 from pymx.config.model import Mail
+from pymx.ms import reading, removing
+from pymx.ms.arrive import Rendered
 from pymx.ms.listing import LARGE_OCTETS, RENDERED, Listing, Pieces
 from pymx.ms.mailbox import Mailbox
 from pymx.ms.store import Store
@@ -92,6 +94,27 @@ async def test_a_hop_that_failed_is_done_once_more(store: Store) -> None:
     while not pieces.done:
         found += [uid for piece in pieces.hop(box, low, render) for uid in piece.uids]
     assert found == list(mailbox.uids[100:])
+    mailbox.close()
+
+
+async def test_nothing_is_kept_of_a_message_that_is_gone_since(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its piece takes the long way for ever, and its number may be a message of another mailbox one day."""
+    mailbox = await store.open(OWNER, "INBOX", read_only=False)
+    box, low = mailbox._box, mailbox._low
+
+    def render_late(message: bytes) -> Rendered:
+        removing.expunge(box, [1], only_deleted=False)
+        return render(message)
+
+    def preview_late(message: bytes) -> str:
+        removing.expunge(box, [3], only_deleted=False)
+        return "text"
+
+    monkeypatch.setattr(reading, "preview", preview_late)
+    reading.rows(box, low, [1, 2], True, render_late)
+    reading.previews(box, low, [3, 4], lazy=False)
+    with box.home.index.read() as db:
+        assert db.execute("SELECT id & 4294967295 FROM rendered").fetchall() == [(2,), (4,)]
     mailbox.close()
 
 
