@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TextIO
 
 _QUEUE_LENGTH = 20_000
@@ -229,7 +231,8 @@ def setup(
     *, level: str = "info", form: str = "logfmt", timestamps: bool = True, stream: TextIO | None = None
 ) -> Logging:
     """Start logging to `stream` (standard error). Call once per process, after a fork: it starts a thread."""
-    writer = _Writer(_formatter(form, timestamps), stream or sys.stderr)
+    # without a standard error there is nowhere to say anything
+    writer = _Writer(_formatter(form, timestamps), stream or sys.stderr or Path(os.devnull).open("w"))
     _install(writer, level)
     return Logging(writer)
 
