@@ -204,10 +204,7 @@ class _Writer(logging.Handler):
             try:
                 self._stream.write("".join(lines))
                 self._stream.flush()
-            except (
-                OSError,
-                ValueError,
-            ):  # the latter if it is closed; there is no other place to say it than here, later
+            except (OSError, ValueError):  # closed, the latter; there is no other place to say it than here, later
                 self._dropped += len(lines)
                 continue
             if lost := self._dropped:
@@ -232,7 +229,7 @@ def setup(
 ) -> Logging:
     """Start logging to `stream` (standard error). Call once per process, after a fork: it starts a thread."""
     # without a standard error there is nowhere to say anything
-    writer = _Writer(_formatter(form, timestamps), stream or sys.stderr or Path(os.devnull).open("w"))
+    writer = _Writer(_formatter(form, timestamps), stream or sys.stderr or Path(os.devnull).open("w"))  # noqa: SIM115
     _install(writer, level)
     return Logging(writer)
 
