@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TextIO
 
 _QUEUE_LENGTH = 20_000
-_GATHER_S = 0.05
+_GATHER_S = 0.02
 _MAX_TOGETHER = 500  # lines in one write
 _SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:/@<>+,*[]()%#&;!?~^|")
 

@@ -75,6 +75,7 @@ def test_a_policy_is_fetched_met_and_enforced_over_a_kill(sending: Sending, tmp_
     (line,) = wait_for(lambda: sending.attempts("a@far.test"), what="the attempt in the log")
     assert " verified" in line
     assert "event=sts_policy_fetched" in server.log()
+    wait_for(lambda: server.ctl_json("queue", "list") == [], what="the end of the first one, on disk")
     server.kill()
     web.answer = Page(b"", 404)
     far.tls = sending.authority.issue("sts-served-bad", ("mx.other.test",)).server_context()

@@ -56,6 +56,11 @@ def learned(server: Appliance, user: str) -> tuple[int, int]:
     return rows[0]["junk"], rows[0]["wanted"]
 
 
+def logged(server: Appliance, event: str, user: str) -> int:
+    lines = [line for line in server.log().splitlines() if f"event={event} " in line]
+    return len([line for line in lines if f"account={user}@example.test" in line])
+
+
 def test_moves_teach_and_mail_is_filed(server: Appliance) -> None:
     """Silent at first; then what is like junk goes to Junk, and the message and the log say why."""
     with server.imap("alice") as client:
@@ -72,15 +77,14 @@ def test_moves_teach_and_mail_is_filed(server: Appliance) -> None:
             uid = uid_of(client, "INBOX", f"<ham-{number}@x>")
             assert client.uid("MOVE", uid, "Kept")[0] == "OK"
         wait_for(lambda: learned(server, "alice") == (NEEDED, NEEDED), timeout_s=20)
-        lines = [line for line in server.log().splitlines() if "event=message_learned" in line]
-        assert len([line for line in lines if "account=alice@example.test" in line]) == 2 * NEEDED
+        wait_for(lambda: logged(server, "message_learned", "alice") == 2 * NEEDED, timeout_s=20)
 
         bring(server, letter(30, spam=True))
         bring(server, letter(30, spam=False))
         assert "sure that it is junk" in field(client, "Junk", "<spam-30@x>", "X-Pymx-Junk")
         assert field(client, "INBOX", "<ham-30@x>", "X-Pymx-Junk") == ""
         assert "sure that it is junk" in field(client, "INBOX", "<ham-30@x>", "X-Pymx-Filter")
-        assert f"mailbox=Junk uid={NEEDED + 1}" in server.log()
+        wait_for(lambda: f"mailbox=Junk uid={NEEDED + 1}" in server.log(), timeout_s=20)
 
         # out of Junk again: the next one like it, from the same sender, stays in INBOX
         uid = uid_of(client, "Junk", "<spam-30@x>")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from email.message import EmailMessage
@@ -176,6 +177,8 @@ class Appliance:
         self.process = None
 
     def log(self) -> str:
+        """What stands in the log by now, and what is being written: lines gather for 20 ms."""
+        time.sleep(0.05)
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     def remove(self) -> None:
