@@ -116,7 +116,7 @@ def test_moves_teach_rspamd_and_what_it_says_changes(server: Appliance, rspamd: 
 def test_what_rspamd_has_learned_already_is_no_error(server: Appliance) -> None:
     """By way of Trash, which teaches nothing, the same message comes into Junk again: 208."""
     number = 41 if "workers = 1" in server.config.read_text() else 42
-    expected = len(lessons(server))
+    before = expected = len(lessons(server))
     bring(server, letter(number, spam=True))
     with server.imap("alice") as client:
         way = ["INBOX", "Junk", "Trash", "INBOX", "Junk"]
