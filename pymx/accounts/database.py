@@ -15,9 +15,9 @@ from sqlalchemy.engine import URL, Engine, create_engine, make_url
 from sqlalchemy.exc import ArgumentError
 
 from pymx.accounts.account import AccountsError
-from pymx.accounts.sqlitefile import to_wal
 from pymx.config.model import Database
 from pymx.config.secret import SecretUnavailable, read_secret
+from pymx.events.store import to_wal
 
 _EXPECTED = "expected sqlite:///PATH or mysql://USER:PASSWORD@HOST[:PORT]/NAME"
 

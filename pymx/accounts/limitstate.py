@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pymx.accounts.banrules import FORGIVEN_S, Rules, tag
-from pymx.accounts.sqlitefile import make, to_wal
+from pymx.events.store import make_file, to_wal
 from pymx.mail.peer import is_within, site_network
 
 FILE_NAME = "limits.sqlite"
@@ -431,7 +431,7 @@ class LimitState:
 
 def _open(path: Path) -> tuple[sqlite3.Connection, bytes]:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    make(path, 0o600)
+    make_file(path, 0o600)
     db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
     try:
         to_wal(db)

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from pymx import log
 from pymx.accounts.account import AccountsError
-from pymx.accounts.sqlitefile import to_wal
+from pymx.events.store import to_wal
 
 _BUSY_S = 5.0
 _TABLES = """

@@ -5,6 +5,9 @@
 Queue ids and sessions have an index; addresses and Message-IDs are looked for in the text, newest first, which is quick
 because the store has a limit of size. A commit is not synced: losing the last seconds of a log in a power cut is fine.
 
+`make_file` and `to_wal` are for every small store that several processes of the server begin at once, at its first
+start; they are here because this is the room with SQLite that all others may use.
+
 Errors: `StoreError`, with the words of SQLite; `StoreDamaged` when it can't be read any more. `open` moves such a one
 aside.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
 import sqlite3
 import time
@@ -32,6 +36,7 @@ CREATE INDEX event_session ON event(session) WHERE session IS NOT NULL;
 """
 _COLUMNS = f"id / {_SHIFT}, queue_id, session, body"
 _MAX_IDS = 500  # in one query
+_WAL_TRIES, _WAL_PAUSE_S = 100, 0.05
 
 
 class StoreError(Exception):
@@ -50,6 +55,28 @@ def _translated() -> Iterator[None]:
         raise StoreError(str(e)) from e
     except sqlite3.DatabaseError as e:
         raise StoreDamaged(str(e)) from e
+
+
+def make_file(path: Path, mode: int) -> None:
+    """An empty file with that mode, unless there is one.
+
+    That one must not be opened: closing it would take the locks of all this process's connections to it (POSIX), and
+    then the next program to end its own connection deletes the journal that we write to.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, mode))
+
+
+def to_wal(db: sqlite3.Connection) -> None:
+    """SQLite's own patience does not hold for this: another process that makes the same file just now is an error."""
+    for left in range(_WAL_TRIES, -1, -1):
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as e:
+            if not left or e.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            time.sleep(_WAL_PAUSE_S)
 
 
 class EventStore:

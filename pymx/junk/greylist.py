@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from pymx.junk.sqlitefile import make, to_wal
+from pymx.events.store import make_file, to_wal
 
 NAME = "greylist.sqlite"
 _SCHEMA = 1
@@ -115,7 +115,7 @@ class Greylist:
 
     def _open(self) -> sqlite3.Connection:
         if self._db is None:
-            make(self._path, 0o600)
+            make_file(self._path, 0o600)
             db = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
             try:
                 to_wal(db)

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pymx.junk.sqlitefile import make as make_file
-from pymx.junk.sqlitefile import to_wal
+from pymx.events.store import make_file, to_wal
 
 T = TypeVar("T")
 NAME = "pymx.junk"

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pymx import log
+from pymx.events.store import to_wal
 
 # What the rest of `ms` needs of sqlite3, which only this module imports.
 Connection = sqlite3.Connection
@@ -30,7 +31,6 @@ UID_BITS = 32
 UID_MASK = 0xFFFFFFFF
 _CHECKPOINT_COMMITS = 400
 _CHANGE_DAYS = 90
-_WAL_TRIES = 100
 _CHANGE_RUNS = 100_000
 _log = log.get("ms")
 
@@ -266,7 +266,7 @@ class Index:
     def _open(self) -> sqlite3.Connection:
         db = self._connect()
         try:
-            _to_wal(db)
+            to_wal(db)
             db.execute("BEGIN IMMEDIATE")
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
@@ -305,18 +305,6 @@ class Index:
                 os.rename(self._path + suffix, aside + suffix)
             except FileNotFoundError:
                 continue
-
-
-def _to_wal(db: Connection) -> None:
-    """SQLite does not wait here for another process that makes the same file just now."""
-    for left in range(_WAL_TRIES, -1, -1):
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            return
-        except IndexBusy as error:
-            if not left or "locked" not in str(error):
-                raise
-            time.sleep(0.05)
 
 
 def open_read_only(path: bytes) -> Connection:

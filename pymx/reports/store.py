@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import sqlite3
-import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,13 +27,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from pymx import log
+from pymx.events.store import to_wal
 from pymx.reports.error import StoreUnavailable
 from pymx.reports.received import Received
 
 DAY_S = 86_400
 _VERSION = 1
 _BUSY_S = 5.0
-_WAL_TRIES, _WAL_PAUSE_S = 100, 0.05
 _PAGE_OCTETS = 4096
 MAX_ROWS = 10_000  # of a domain and a day; their report has 5 MB before it is packed, and some take no more than 10
 _MAX_GROUPS = 2_000  # looked at in one pass
@@ -317,7 +316,7 @@ class Store:
         db = sqlite3.connect(self._path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table, or never
-            _to_wal(db)
+            to_wal(db)
             db.execute("PRAGMA synchronous = NORMAL")
             if db.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
                 self._create(db)
@@ -349,15 +348,3 @@ class Store:
         for suffix in ("-wal", "-shm"):
             self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
         self._path.replace(aside)
-
-
-def _to_wal(db: sqlite3.Connection) -> None:
-    """SQLite's own patience does not hold for this: another process that makes the same file just now is an error."""
-    for left in range(_WAL_TRIES, -1, -1):
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as e:
-            if not left or e.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-                raise
-            time.sleep(_WAL_PAUSE_S)
