@@ -119,9 +119,7 @@ class Account:
         for levels in self.layout.mailboxes(self.home.root):
             path = self.layout.path(self.home.root, levels)
             try:
-                with open(os.path.join(self.home.place.control_of(path, levels), uidlist.NAME), "rb") as file:
-                    found = uidlist.parse_header(file.readline().rstrip(b"\n")).guid
-                if found == guid:
+                if uidlist.guid_of(os.path.join(self.home.place.control_of(path, levels), uidlist.NAME)) == guid:
                     return self.box(levels)
             except (FileNotFoundError, NoSuchMailbox, uidlist.Damaged):
                 continue

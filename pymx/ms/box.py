@@ -129,8 +129,7 @@ class Box:
     def renamed(self, db: Connection) -> Row | None:
         """The row of a mailbox that another program renamed, known by its GUID; it has this name from now on."""
         try:
-            with open(self.uidlist, "rb") as file:
-                guid = uidlist.parse_header(file.readline().rstrip(b"\n")).guid
+            guid = uidlist.guid_of(self.uidlist)
         except (FileNotFoundError, uidlist.Damaged):
             return None
         if not guid:

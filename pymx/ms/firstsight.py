@@ -161,15 +161,14 @@ def prepare(box: Box, row: Row | None) -> None:
 
 def counted(box: Box) -> Counted | None:
     """What STATUS tells of a mailbox whose rows are being written here; None if the rows have to say it."""
-    sight = box.sight
-    since = _since(box, sight) if sight is not None else None
-    if sight is None or since is None:
+    since = _since(box)
+    if since is None:
         return None
+    sight, row, arrived = since
     if sight.totals is None:
         sight.totals = _totals(sight)
     if sight.totals is None:
         return None
-    row, arrived = since
     row.messages = len(sight.uids) + len(arrived)
     row.unseen, row.deleted, row.octets, freed = sight.totals
     for _, flags, octets in arrived:
@@ -197,11 +196,10 @@ def _more_keywords(box: Box) -> bool:
 
 def _again(box: Box, claim: bool) -> Begun | None:
     """What is told to others while rows are written; None if there is more to it."""
-    sight = box.sight
-    since = _since(box, sight) if sight is not None else None
-    if sight is None or since is None or _more_keywords(box):
+    since = _since(box)
+    if since is None or _more_keywords(box):
         return None
-    row, arrived = since
+    sight, row, arrived = since
     if claim and row.first_recent < row.uidnext:
         return None
     with box.home.index.read() as db:
@@ -211,9 +209,10 @@ def _again(box: Box, claim: bool) -> Begun | None:
     return Begun(row, uids, row.first_recent, unseen, known)
 
 
-def _since(box: Box, sight: Sight) -> tuple[Row, list[tuple[int, int, int]]] | None:
-    """The row, and UID, flags and octets of what was delivered since; None if it is not all that happened."""
-    if sight.rest or not sight.uids:
+def _since(box: Box) -> tuple[Sight, Row, list[tuple[int, int, int]]] | None:
+    """The sight, the row, and UID, flags and octets of what was delivered since; None if that is not all there is."""
+    sight = box.sight
+    if sight is None or sight.rest or not sight.uids:
         return None
     stamp = box.stamp()
     with box.home.index.snapshot() as db:
@@ -228,7 +227,7 @@ def _since(box: Box, sight: Sight) -> tuple[Row, list[tuple[int, int, int]]] | N
         return None
     if len(arrived) != row.uidnext - sight.uidnext:
         return None  # a line without a row: another program's message, which UIDNEXT would say is no new one
-    return row, arrived
+    return sight, row, arrived
 
 
 def _totals(sight: Sight) -> tuple[int, int, int, int] | None:

@@ -58,6 +58,12 @@ class UidList:
         return self.header.line() + lines(self.records)
 
 
+def guid_of(path: bytes) -> str:
+    """The GUID that the header of a uidlist tells; "" for none. Raises FileNotFoundError, Damaged."""
+    with open(path, "rb") as file:
+        return parse_header(file.readline().rstrip(b"\n")).guid
+
+
 def parse_header(line: bytes) -> Header:
     """The first line without its LF. Raises Damaged."""
     old = _HEADER_V1.match(line)
