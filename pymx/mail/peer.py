@@ -35,7 +35,7 @@ def counted_network(text: str) -> str:
     address = peer_address(text)
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
-    return str(ipaddress.IPv6Network((int(address) >> _IPV6_PREFIX << _IPV6_PREFIX, _IPV6_PREFIX)))
+    return str(_slash_64(address))
 
 
 def site_network(network: str) -> str:
@@ -72,13 +72,13 @@ def named_network(text: str) -> str:
         network = ipaddress.ip_network(address) if address.version == 4 else _slash_64(address)
     else:
         network = ipaddress.ip_network(text, strict=False)
-        if network.version == 6 and network.prefixlen > 64:
+        if network.version == 6 and network.prefixlen > _IPV6_PREFIX:
             network = _slash_64(network.network_address)
     return str(network.network_address) if network.version == 4 and network.prefixlen == 32 else str(network)
 
 
 def _slash_64(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv6Network:
-    return ipaddress.IPv6Network((int(address) >> 64 << 64, 64))
+    return ipaddress.IPv6Network((int(address) >> _IPV6_PREFIX << _IPV6_PREFIX, _IPV6_PREFIX))
 
 
 class Networks:

@@ -122,13 +122,16 @@ def _sort_keys(values: Sequence[bytes]) -> tuple[bytes, bytes]:
     """The keys of the mailbox of the first address, and of the name that is displayed of it."""
     if len(values) == 1 and len(values[0]) <= _REPEATED_OCTETS:
         return _repeated_sort_keys(values[0])
-    first = next((address for value in values for address in addresses(value)), None)
-    return _mailbox(first), _displayed(first)
+    return _first_sort_keys(values)
 
 
 @lru_cache(maxsize=1024)
 def _repeated_sort_keys(value: bytes) -> tuple[bytes, bytes]:
-    first = next(addresses(value), None)
+    return _first_sort_keys([value])
+
+
+def _first_sort_keys(values: Sequence[bytes]) -> tuple[bytes, bytes]:
+    first = next((address for value in values for address in addresses(value)), None)
     return _mailbox(first), _displayed(first)
 
 
