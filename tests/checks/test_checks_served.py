@@ -36,13 +36,8 @@ def served(dns: DnsServer, *, url: str = "", workers: int = 1) -> Iterator[Appli
             "mail": 'folders = { Sent = "\\\\Sent", Spam = "\\\\Junk" }\n',
         },
     )
-    server.populate(("alice",))
-    server.start()
-    try:
+    with server.serving(("alice",)):
         yield server
-        assert server.stop() == 0
-    finally:
-        server.remove()
 
 
 @pytest.fixture

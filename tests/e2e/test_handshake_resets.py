@@ -19,13 +19,8 @@ PORTS = {"smtp": "smtp", "submission": "smtp", "imap": "imap", "submissions": ""
 @pytest.fixture(params=["uvloop", "asyncio"])
 def appliance(request: pytest.FixtureRequest) -> Iterator[Appliance]:
     server = Appliance(top=f'event_loop = "{request.param}"')
-    server.populate(("alice",))
-    server.start()
-    try:
+    with server.serving(("alice",)):
         yield server
-        assert server.stop() == 0
-    finally:
-        server.remove()
 
 
 def test_each_reset_is_one_line_and_no_error(appliance: Appliance) -> None:

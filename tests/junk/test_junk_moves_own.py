@@ -24,13 +24,8 @@ NEEDED = 6
 def server() -> Iterator[Appliance]:
     checks = "spf = false\ndkim = false\ndmarc = false\niprev = false\nhelo = false\n"
     appliance = Appliance(workers=2, extra={"checks": checks, "junk": f"min_learned = {NEEDED}\n"})
-    appliance.populate(("alice", "bob", "carol"))
-    appliance.start()
-    try:
+    with appliance.serving(("alice", "bob", "carol")):
         yield appliance
-        assert appliance.stop() == 0
-    finally:
-        appliance.remove()
 
 
 def bring(server: Appliance, message: str, to: str = "alice@example.test") -> None:

@@ -35,13 +35,8 @@ def server(request: pytest.FixtureRequest, rspamd: RealRspamd) -> Iterator[Appli
     settings += f'password_file = "{password}"\n'
     checks = "spf = false\ndkim = false\ndmarc = false\niprev = false\nhelo = false\n"
     appliance = Appliance(workers=request.param, extra={"rspamd": settings, "checks": checks})
-    appliance.populate(("alice",))
-    appliance.start()
-    try:
+    with appliance.serving(("alice",)):
         yield appliance
-        assert appliance.stop() == 0
-    finally:
-        appliance.remove()
 
 
 def bring(server: Appliance, message: str) -> None:

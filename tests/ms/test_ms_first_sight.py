@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,19 +25,6 @@ from pymx.ms.box import Box, Hold
 from pymx.ms.disk import Disk
 from pymx.ms.flagging import HOLD_MESSAGES
 from pymx.ms.row import FILLING
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return fill(tmp_path / "alice")
-
-
-@pytest.fixture
-def opened() -> Iterator[Opened]:
-    several = Opened()
-    yield several
-    for there in several.accounts:
-        there.close()
 
 
 def test_select_is_answered_before_rows_are_written(directory: Path, opened: Opened) -> None:

@@ -31,19 +31,6 @@ from pymx.ms.row import FILLING
 T = TypeVar("T")
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return fill(tmp_path / "alice")
-
-
-@pytest.fixture
-def opened() -> Iterator[Opened]:
-    several = Opened()
-    yield several
-    for there in several.accounts:
-        there.close()
-
-
 def at_once(work: Callable[[], T]) -> T:
     """What another thread of the process gets, while this one is in the middle of something."""
     done: list[T] = []

@@ -48,13 +48,8 @@ def dns() -> Iterator[DnsServer]:
 def shop(dns: DnsServer) -> Iterator[Appliance]:
     """The domain that is reported on."""
     server = Appliance(hostname="mx.shop.test", extra={"dns": f'nameservers = ["{dns.spec}"]\n', "checks": ""})
-    server.populate(("dmarc-reports", "tls-reports", "carol"))
-    server.start()
-    try:
+    with server.serving(("dmarc-reports", "tls-reports", "carol")):
         yield server
-        assert server.stop() == 0
-    finally:
-        server.remove()
 
 
 @pytest.fixture(scope="module")

@@ -128,6 +128,17 @@ class Appliance:
         for user in users:
             self.add_user(f"{user}@{self.domain}")
 
+    @contextlib.contextmanager
+    def serving(self, users: tuple[str, ...]) -> Iterator[Appliance]:
+        """Running, with these users, for the length of the block; then it has to end by SIGTERM with status 0."""
+        try:
+            self.populate(users)
+            self.start()
+            yield self
+            assert self.stop() == 0
+        finally:
+            self.remove()
+
     def start(self) -> Appliance:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
